@@ -1,0 +1,289 @@
+"""The protocols that the loop is written against. Their docstrings are the specification; ``tests/contract`` runs it.
+
+A channel *proposes* a next state and touches nothing live; the allocator plans; gates *judge*; only the loop *commits*.
+Rolling back is keeping the old value. State is a value: passed in, returned new, never hidden in ``self``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+
+from twoclock.types import (
+    Budget,
+    Completion,
+    Conditioning,
+    Cost,
+    Declined,
+    Delta,
+    Evidence,
+    Grade,
+    Group,
+    Item,
+    Phase,
+    Plan,
+    PolicyCard,
+    Proposal,
+    Request,
+    Sampling,
+    Snapshot,
+    SplitName,
+    Timescale,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "Allocator",
+    "Channel",
+    "Gate",
+    "LowRankTensors",
+    "Policy",
+    "Population",
+    "Reflector",
+    "SequenceStats",
+    "Task",
+    "TaskStream",
+    "Trainable",
+    "Workbench",
+]
+
+StateT = TypeVar("StateT")
+
+Reflector = Callable[[str], str]
+"""A callable that answers a prompt with text: what reflective proposers write new prompts with."""
+
+
+class Task(Protocol):
+    """Items and a verifier."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def description(self) -> str:
+        """One or two sentences for people and reflectors."""
+        ...
+
+    def split(self, name: SplitName) -> tuple[Item, ...]:
+        """The items of a split, in a fixed order. No item stands in two splits; ids are unique."""
+        ...
+
+    def grade(self, items: Sequence[Item], texts: Sequence[str]) -> list[Grade]:
+        """One grade a pair, in order. A verifier that raises, hangs or gives NaN for a text makes a failed grade
+        (reward 0, ``failure`` set); one that breaks its contract raises :class:`~twoclock.errors.VerifierError`."""
+        ...
+
+
+class TaskStream(Protocol):
+    """Ordered phases, each a task and a number of rounds."""
+
+    @property
+    def phases(self) -> tuple[Phase, ...]: ...
+
+    @property
+    def num_rounds(self) -> int: ...
+
+    @property
+    def tasks(self) -> Mapping[str, Task]: ...
+
+    def phase(self, round: int) -> Phase:
+        """The phase of a round; rounds count from 1."""
+        ...
+
+    def batch(self, round: int, count: int, seed: int) -> tuple[Item, ...]:
+        """The training items of a round: a pure function of its arguments, so that a resumed run reads the same."""
+        ...
+
+
+class Policy(Protocol):
+    """A model that answers. Holds no learned state: what it knows beyond its base arrives in each request."""
+
+    @property
+    def card(self) -> PolicyCard: ...
+
+    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[tuple[Completion, ...]]:
+        """For each request one completion a seed, in order. A rollout follows from (prompt, conditioning, sampling,
+        seed) alone, not from what it was batched with (exactly in exact arithmetic; up to the dtype's rounding on a
+        real device). A request that fails gives completions with ``finish='error'``; its siblings go on.
+        Raises :class:`~twoclock.errors.UnsupportedError` for a conditioning that it cannot apply."""
+        ...
+
+
+# One low-rank change: {module name: (A [R, in], B [out, R])}, scaled by ``scale``: W' = W + scale * B A.
+LowRankTensors = Mapping[str, "tuple[torch.Tensor, torch.Tensor]"]
+
+
+class SequenceStats(Protocol):
+    """What a teacher-forced pass says of the completions of one prompt. ``N`` completions, ``T`` the longest."""
+
+    logprobs: torch.Tensor
+    """[N, T] log-probabilities of the given tokens at the sampling temperature, float32; 0 beyond the end."""
+    entropy: torch.Tensor
+    """[N, T] entropy of the next-token distribution in nats, detached."""
+    mask: torch.Tensor
+    """[N, T] 1.0 at completion tokens, 0.0 beyond the end."""
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """The second protocol of a local policy: what slow channels and measurements need."""
+
+    @property
+    def base_hash(self) -> str: ...
+
+    def linear_shapes(self, patterns: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """(out, in) of each linear module whose last name part is in ``patterns``, by full module name, in model
+        order. Raises ConfigError when a pattern matches nothing, naming what there is."""
+        ...
+
+    def sequence_stats(
+        self,
+        prompt: str,
+        conditioning: Conditioning,
+        completions: Sequence[Sequence[int]],
+        *,
+        temperature: float,
+        low_rank: tuple[LowRankTensors, float] | None = None,
+    ) -> SequenceStats:
+        """Teacher-force ``completions`` after one shared prompt. ``low_rank`` (tensors, scale) replaces the
+        conditioning's delta and may require gradients, which then flow into the returned log-probabilities."""
+        ...
+
+    def exact_kl(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[Sequence[int]],
+        p: Conditioning,
+        q: Conditioning,
+    ) -> list[float]:
+        """KL(p‖q) in nats a token, exact over the vocabulary at temperature 1, averaged over the completion's
+        positions; one number a prompt. Exactly 0 where p and q have the same delta and text."""
+        ...
+
+
+class Workbench(Protocol):
+    """The metered handle a channel proposes with, and a gate judges with. It counts what it is asked, so no channel can
+    miscount in its own favour, and raises :class:`~twoclock.errors.BudgetError` *before* a call that would pass the
+    budget. It gives no way to change live state."""
+
+    @property
+    def card(self) -> PolicyCard: ...
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def spent(self) -> Cost: ...
+
+    @property
+    def rollouts_left(self) -> int | None:
+        """None is no limit."""
+        ...
+
+    @property
+    def others(self) -> Conditioning:
+        """What the other channels contribute right now; :meth:`roll_out` joins it to what it is given."""
+        ...
+
+    def items(self, split: SplitName, count: int, seed: int) -> tuple[Item, ...]:
+        """Distinct items of ``train`` or ``trial``, drawn by seed; all there are when ``count`` is larger.
+        ``heldout`` is refused."""
+        ...
+
+    def roll_out(
+        self, items: Sequence[Item], conditionings: Sequence[Conditioning], samples: int, seed: int
+    ) -> tuple[Group, ...]:
+        """Sample and grade: ``samples`` rollouts for each item under each conditioning; one group an item. Within a
+        group rollouts are ordered by conditioning, then sample. The seed of a rollout depends on (seed, item, sample)
+        and not on the conditioning: common random numbers for paired comparisons."""
+        ...
+
+    def trainable(self) -> Trainable:
+        """The local policy's second protocol; raises UnsupportedError for a remote one."""
+        ...
+
+
+class Channel(Protocol[StateT]):
+    """A way to learn. ``StateT`` is an immutable value."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def timescale(self) -> Timescale: ...
+
+    def init(self, card: PolicyCard, seed: int) -> StateT:
+        """The state that changes nothing: its conditioning is the identity."""
+        ...
+
+    def propose(
+        self, bench: Workbench, state: StateT, evidence: Evidence, budget: Budget, seed: int
+    ) -> Proposal[StateT] | Declined:
+        """Offer a next state, or decline with a reason. Touches nothing live; the same arguments give the same
+        proposal; empty evidence is declined; the budget is never passed."""
+        ...
+
+    def condition(self, state: StateT, task: str) -> Conditioning:
+        """How this state speaks to the model when deployed on a task. Pure."""
+        ...
+
+    def dump(self, state: StateT) -> bytes:
+        """The state as bytes, canonical: equal states give equal bytes."""
+        ...
+
+    def load(self, blob: bytes) -> StateT:
+        """The inverse of :meth:`dump`, exactly."""
+        ...
+
+
+@runtime_checkable
+class Population(Protocol):
+    """An optional ability of a channel: several conditionings at once, for groups that compare them."""
+
+    def alternatives(self, state: Any, task: str, count: int, seed: int) -> tuple[Conditioning, ...]:
+        """Up to ``count`` distinct conditionings to roll out under, the deployed one first."""
+        ...
+
+
+class Allocator(Protocol):
+    """Decides who may learn from a round's evidence, and on what budget."""
+
+    def plan(self, evidence: Evidence, channels: Mapping[str, Timescale], history: Sequence[Mapping[str, Any]]) -> Plan:
+        """``history`` has one mapping a past round of this run, oldest first: ``round``, ``phase`` and ``proposed``
+        (the channels that were asked). Pure: the same arguments give the same plan."""
+        ...
+
+
+class Gate(Protocol):
+    """Judges one proposal."""
+
+    def judge(
+        self,
+        bench: Workbench,
+        channel: Channel[Any],
+        live: Any,
+        proposal: Proposal[Any],
+        evidence: Evidence,
+        budget: Budget,
+        seed: int,
+    ) -> Verdict:
+        """``live`` is the channel's state now. Must not raise for a bad proposal: that is a rejection with its reason."""
+        ...
+
+
+class LoopObserver(Protocol):
+    """Told where the loop stands; the live view and the tests listen. Must not change anything."""
+
+    def step(self, round: int, step: str) -> None:
+        """Called as each of the seven steps begins: read, roll out, grade, allocate, propose, judge, commit."""
+        ...
+
+    def committed(self, round: int, metrics: Mapping[str, float], snapshot: Snapshot) -> None: ...
+
+
+def delta_base_matches(delta: Delta, base_hash: str) -> bool:
+    """Whether a delta was trained on these base weights; it means nothing on others."""
+    return delta.base == base_hash

@@ -1,0 +1,468 @@
+"""The records that cross rooms. All are immutable values; none knows how it is made, stored or shown.
+
+Vocabulary: an *item* is one problem; a *rollout* is one sampled answer to it under one *conditioning*; a *group* holds
+the rollouts of one item in one round, across several conditionings, and is keyed by the item's id, never by prompt
+text. *Evidence* is the graded groups of one round. A *round* is one turn of the loop, a *step* one optimizer step, a
+*trial* a paired comparison. Rewards lie in [0, 1] and higher is better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import cached_property
+from typing import Any, Generic, Literal, TypeVar
+
+from twoclock.hashing import content_hash
+
+__all__ = [
+    "Assignment",
+    "Budget",
+    "Completion",
+    "Conditioning",
+    "Cost",
+    "Declined",
+    "Delta",
+    "DriftRecord",
+    "Evaluation",
+    "Evidence",
+    "Grade",
+    "Group",
+    "Item",
+    "LedgerEntry",
+    "Phase",
+    "Plan",
+    "PolicyCard",
+    "Proposal",
+    "Request",
+    "Rollout",
+    "RoundRecord",
+    "Sampling",
+    "Snapshot",
+    "SplitName",
+    "Timescale",
+    "Verdict",
+    "Write",
+]
+
+StateT = TypeVar("StateT")
+
+SplitName = Literal["train", "trial", "heldout"]
+"""``train`` is learned from, ``trial`` judges proposals, ``heldout`` is only ever measured on."""
+
+
+class Timescale(StrEnum):
+    """Which clock a channel writes to."""
+
+    FAST = "fast"
+    SLOW = "slow"
+
+
+# ------------------------------------------------------------------------------------------------ items and rollouts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One problem. ``id`` is unique within its task and follows from the content."""
+
+    id: str
+    prompt: str
+    reference: str | None = None
+    """The gold answer, where there is one; verifier-only tasks have none."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Free columns, plain JSON; a verifier gets them as keyword arguments."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grade:
+    """What a verifier says of one completion."""
+
+    reward: float
+    """In [0, 1]."""
+    feedback: str = ""
+    """Text for the fast clock; may name the right answer."""
+    failure: str | None = None
+    """Why grading itself failed (the verifier raised, hung, gave NaN); the reward is then 0."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.reward) and 0.0 <= self.reward <= 1.0):
+            raise ValueError(f"a reward must lie in [0, 1]; got {self.reward!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Delta:
+    """A change of weights on top of an immutable base, as a value.
+
+    ``id`` is the hash of the content, ``base`` the content hash of the weights it belongs to, ``payload`` the tensors in
+    the form that ``kind`` names. Two deltas are equal when their ids are.
+    """
+
+    id: str
+    kind: str
+    base: str
+    payload: Any = field(repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Delta) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditioning:
+    """Everything the channels do to the model for one rollout. The empty one is the untouched base model."""
+
+    system: str | None = None
+    """The system prompt; ``None`` leaves the chat template's own default in place."""
+    exemplars: tuple[tuple[str, str], ...] = ()
+    """Few-shot turns (user, assistant), shown before the item in this order."""
+    delta: Delta | None = None
+    """The slow version of the weights; ``None`` is the base, by the path that no delta touches."""
+
+    @cached_property
+    def id(self) -> str:
+        """A hash of the content: equal conditionings have equal ids, in every process."""
+        return content_hash(
+            {
+                "system": self.system,
+                "exemplars": [list(turn) for turn in self.exemplars],
+                "delta": self.delta.id if self.delta else None,
+            }
+        )[:16]
+
+    @property
+    def text_id(self) -> str:
+        """The id of the text part alone, whatever the weights: how a prompt is named across slow versions."""
+        return replace(self, delta=None).id
+
+    @property
+    def is_identity(self) -> bool:
+        return self.system is None and not self.exemplars and self.delta is None
+
+    def join(self, other: Conditioning) -> Conditioning:
+        """Both influences together. Two channels may not set the same scalar field: that raises ``ValueError``."""
+        for name in ("system", "delta"):
+            if getattr(self, name) is not None and getattr(other, name) is not None:
+                raise ValueError(f"two channels both set the conditioning's '{name}'; only one may")
+        return Conditioning(
+            system=self.system if self.system is not None else other.system,
+            exemplars=self.exemplars + other.exemplars,
+            delta=self.delta or other.delta,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. ``temperature=0`` is greedy; ``top_k=0`` and ``top_p=1`` are off."""
+
+    max_new_tokens: int = 32
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion; the text is cut before the first of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prompt under one conditioning, to be sampled once for each seed: the prompt of a group is one thing."""
+
+    prompt: str
+    conditioning: Conditioning
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """One sampled answer. ``logprobs`` are those of the sampled tokens under the distribution they were drawn from
+    (after temperature, top-k and top-p), in nats, one a token; empty when the policy cannot tell."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finish: Literal["stop", "length", "error"]
+    prompt_tokens: int
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """A graded completion."""
+
+    item_id: str
+    conditioning_id: str
+    seed: int
+    completion: Completion
+    grade: Grade
+
+    @property
+    def reward(self) -> float:
+        return self.grade.reward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The rollouts of one item in one round, across several conditionings."""
+
+    item: Item
+    rollouts: tuple[Rollout, ...]
+
+    @property
+    def rewards(self) -> tuple[float, ...]:
+        return tuple(r.reward for r in self.rollouts)
+
+    @property
+    def mean_reward(self) -> float:
+        return math.fsum(self.rewards) / len(self.rollouts) if self.rollouts else 0.0
+
+    @property
+    def is_dead(self) -> bool:
+        """No reward variance: a policy gradient learns nothing from it."""
+        return len(set(self.rewards)) <= 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What one round has seen: graded groups, and the conditionings they were sampled under, by id."""
+
+    round: int
+    phase: int
+    task: str
+    groups: tuple[Group, ...]
+    conditionings: Mapping[str, Conditioning]
+    sampling: Sampling = field(default_factory=Sampling)
+
+    @property
+    def rollouts(self) -> tuple[Rollout, ...]:
+        return tuple(r for g in self.groups for r in g.rollouts)
+
+    @property
+    def mean_reward(self) -> float:
+        rewards = [r.reward for r in self.rollouts]
+        return math.fsum(rewards) / len(rewards) if rewards else 0.0
+
+    @property
+    def dead_groups(self) -> int:
+        return sum(g.is_dead for g in self.groups)
+
+
+# --------------------------------------------------------------------------------------------------- costs and plans
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What something cost. Tokens count what the model read and wrote; shared prompts count once where read once."""
+
+    rollouts: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    trained_tokens: int = 0
+    optimizer_steps: int = 0
+    reflector_calls: int = 0
+    seconds: float = 0.0
+    """Wall clock; the one figure that differs between two runs of the same numbers."""
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(**{name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__})
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The most that a channel may spend on one proposal; ``None`` is no limit."""
+
+    rollouts: int | None = None
+    tokens: int | None = None
+    drift: float | None = None
+    """KL to the base in nats a token on the drift prompts; what a slow gate holds a proposal to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """One channel may propose, on this budget, for this reason."""
+
+    channel: str
+    budget: Budget
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Who may learn this round. An empty plan is a round that only rolls out."""
+
+    assignments: tuple[Assignment, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A stretch of the stream: ``rounds`` rounds on one task."""
+
+    index: int
+    task: str
+    rounds: int
+
+
+# ------------------------------------------------------------------------------------------------ proposals, verdicts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Write:
+    """One thing a proposal would write, in words: what the ledger shows to a person."""
+
+    text: str
+    kind: str
+    """Such as ``exemplars``, ``system``, ``step``, ``retire``."""
+    lesson: str = ""
+    """The lesson's id, where the write is about one lesson."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal(Generic[StateT]):
+    """A next state, offered. Nothing live has been touched."""
+
+    channel: str
+    state: StateT
+    cause: str
+    """What made the channel propose this, in one sentence."""
+    cost: Cost
+    writes: tuple[Write, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Numbers for the ledger; finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declined:
+    """A channel that had nothing to propose, and why."""
+
+    channel: str
+    reason: str
+    cost: Cost = field(default_factory=Cost)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether a proposal is committed, and why; ``cost`` is what judging cost."""
+
+    accepted: bool
+    reason: str
+    cost: Cost = field(default_factory=Cost)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+# ------------------------------------------------------------------------------------------------------- the history
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyCard:
+    """What a policy is and can do, without touching it."""
+
+    name: str
+    base_hash: str
+    """Content hash of the base weights; for an endpoint, of its address and model name."""
+    trainable: bool
+    """Whether slow channels may train it."""
+    context_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerEntry:
+    """One line of the history. Append-only; rejected and declined proposals have one too."""
+
+    round: int
+    channel: str
+    timescale: str
+    action: Literal["init", "commit", "reject", "decline", "rollback"]
+    before: str
+    """Blob hash of the channel's state before; empty for ``init``."""
+    after: str
+    """Blob hash of the live state after this entry; equals ``before`` unless something was written."""
+    cause: str
+    reason: str
+    cost: Cost
+    phase: int = 0
+    task: str = ""
+    offered: str = ""
+    """Blob hash of the state that was proposed, also where it was rejected."""
+    writes: tuple[Write, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seq: int = 0
+    """Set by the store."""
+    at: float = 0.0
+    """Seconds since the epoch; set by the store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A point that one can roll back to: for each channel the blob hash of its state."""
+
+    round: int
+    """The last round that is in it; 0 is before the first."""
+    states: Mapping[str, str]
+    next_round: int
+    """The round that the loop runs next: rounds are never numbered twice, rollbacks included."""
+    cause: str = "round"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Held-out scores of one task in one cell of weights × prompt, at the end of a round."""
+
+    round: int
+    task: str
+    weights: Literal["base", "live"]
+    prompt: Literal["none", "learned"]
+    item_ids: tuple[str, ...]
+    rewards: tuple[float, ...]
+    """One an item, the mean over its samples."""
+    samples: int
+    conditioning_id: str
+    cost: Cost = field(default_factory=Cost)
+    purpose: str = "phase"
+    """``phase`` at a phase's end (row 0 is the untouched base), ``probe`` in between, ``final`` by ``twoclock eval``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftRecord:
+    """Exact token-level KL between the live weights and the base, without any fast conditioning, in nats a token."""
+
+    round: int
+    prompts: str
+    """Which prompt set: ``general`` or ``task:NAME``."""
+    live_base: float
+    """KL(live‖base) along continuations sampled from the live model."""
+    base_live: float
+    """KL(base‖live) along continuations sampled from the base."""
+    per_prompt_live_base: tuple[float, ...]
+    per_prompt_base_live: tuple[float, ...]
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRecord:
+    """Everything that one round adds to the store, written in one transaction."""
+
+    round: int
+    phase: int
+    task: str
+    snapshot: Snapshot
+    entries: tuple[LedgerEntry, ...]
+    evidence: Evidence | None
+    metrics: Mapping[str, float]
+    """Such as reward, dead_groups, entropy, prompt_tokens, seconds per clock (names ending in ``_s``)."""
+    evaluations: tuple[Evaluation, ...] = ()
+    drift: tuple[DriftRecord, ...] = ()
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """The sum of costs."""
+    result = Cost()
+    for cost in costs:
+        result = result + cost
+    return result
