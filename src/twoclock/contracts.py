@@ -270,7 +270,7 @@ class Gate(Protocol):
         budget: Budget,
         seed: int,
     ) -> Verdict:
-        """``live`` is the channel's state now. Must not raise for a bad proposal: that is a rejection with its reason."""
+        """``live`` is the channel's state now. A bad proposal is a rejection with its reason, never an exception."""
         ...
 
 

@@ -45,6 +45,7 @@ __all__ = [
     "Timescale",
     "Verdict",
     "Write",
+    "total",
 ]
 
 StateT = TypeVar("StateT")
@@ -95,8 +96,8 @@ class Grade:
 class Delta:
     """A change of weights on top of an immutable base, as a value.
 
-    ``id`` is the hash of the content, ``base`` the content hash of the weights it belongs to, ``payload`` the tensors in
-    the form that ``kind`` names. Two deltas are equal when their ids are.
+    ``id`` is the hash of the content, ``base`` the content hash of the weights it belongs to, ``payload`` the tensors
+    in the form that ``kind`` names. Two deltas are equal when their ids are.
     """
 
     id: str
@@ -425,7 +426,7 @@ class Evaluation:
     conditioning_id: str
     cost: Cost = field(default_factory=Cost)
     purpose: str = "phase"
-    """``phase`` at a phase's end (row 0 is the untouched base), ``probe`` in between, ``final`` by ``twoclock eval``."""
+    """``phase`` at a phase's end (row 0: the untouched base), ``probe`` in between, ``final`` by ``twoclock eval``."""
 
 
 @dataclass(frozen=True, kw_only=True)
