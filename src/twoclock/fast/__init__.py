@@ -1,1 +1,57 @@
-"""."""
+"""The fast clock: channels that change no weights. One file or folder a channel, one row in the table below.
+
+A row names a :class:`~twoclock.fast.spec.FastSpec` as ``module:attribute``, the form of an entry point, so that listing
+the names imports no channel. Other packages add channels through the entry point group ``twoclock.channels``; a name in
+the table wins over one of theirs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from twoclock.contracts import Channel, Reflector
+from twoclock.errors import ConfigError, unknown_name
+from twoclock.fast.spec import FastSpec
+from twoclock.options import read_options
+
+__all__ = ["ENTRY_POINTS", "FAST_CHANNELS", "FastSpec", "build_fast", "fast_names", "fast_spec"]
+
+ENTRY_POINTS = "twoclock.channels"
+
+FAST_CHANNELS: dict[str, str] = {
+    "null": "twoclock.fast.null:SPEC",
+    "prompts": "twoclock.fast.prompts:SPEC",
+}
+
+
+def fast_names() -> list[str]:
+    """Every name that :func:`build_fast` knows, those of other packages included."""
+    return sorted({*FAST_CHANNELS, *_foreign()})
+
+
+def fast_spec(name: str) -> FastSpec:
+    """The spec of a fast channel. Raises ConfigError for a name that is not known, with the nearest ones that are."""
+    if name in FAST_CHANNELS:
+        module, _, attribute = FAST_CHANNELS[name].partition(":")
+        spec = getattr(importlib.import_module(module), attribute)
+    elif name in (foreign := _foreign()):
+        spec = foreign[name].load()
+    else:
+        raise ConfigError(unknown_name("fast channel", name, fast_names()))
+    if not isinstance(spec, FastSpec):
+        raise ConfigError(f"the entry point '{name}' of group {ENTRY_POINTS} names no FastSpec but {spec!r}")
+    return spec
+
+
+def build_fast(name: str, options: Mapping[str, Any], *, reflector: Reflector | None = None) -> Channel[Any]:
+    """A fast channel from its name and plain options. Raises ConfigError with every mistake in the options at once."""
+    spec = fast_spec(name)
+    return spec.build(read_options(spec.config, options, f"channel '{name}'"), reflector)
+
+
+def _foreign() -> dict[str, Any]:
+    from importlib.metadata import entry_points
+
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}

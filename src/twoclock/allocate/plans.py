@@ -1,0 +1,53 @@
+"""What every allocator hands out alike: budgets by timescale, and assignments in the order in which channels act."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from twoclock.errors import ConfigError
+from twoclock.types import Assignment, Budget, Timescale
+
+__all__ = ["BudgetConfig", "assign"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """Budgets of one proposal, by timescale; None is no limit."""
+
+    fast_rollouts: int | None = 256
+    """Rollouts that one fast search may spend."""
+    fast_tokens: int | None = None
+    slow_rollouts: int | None = None
+    """Rollouts of a slow channel's own, beyond the round's evidence."""
+    slow_tokens: int | None = None
+    drift: float | None = None
+    """KL to the base, in nats a token, that a slow version may not pass; None measures nothing at the gate."""
+
+    def _problems(self) -> list[str]:
+        limits = {name: getattr(self, name) for name in BudgetConfig.__dataclass_fields__}
+        return [
+            f"{name} = {value}: expected a number of at least 0, or none at all for no limit"
+            for name, value in limits.items()
+            if value is not None and not value >= 0
+        ]
+
+    def __post_init__(self) -> None:
+        if problems := self._problems():
+            raise ConfigError(problems)
+
+    def budget(self, timescale: Timescale) -> Budget:
+        if timescale is Timescale.FAST:
+            return Budget(rollouts=self.fast_rollouts, tokens=self.fast_tokens)
+        return Budget(rollouts=self.slow_rollouts, tokens=self.slow_tokens, drift=self.drift)
+
+
+def assign(
+    config: BudgetConfig, channels: Mapping[str, Timescale], reasons: Iterable[tuple[str, str]]
+) -> tuple[Assignment, ...]:
+    """Assignments for (channel, reason) pairs: fast channels first, as a search is to run on the policy as it is before
+    the round's own gradient step; by name within a clock."""
+    order = sorted(reasons, key=lambda pair: (channels[pair[0]] is Timescale.SLOW, pair[0]))
+    return tuple(
+        Assignment(channel=name, budget=config.budget(channels[name]), reason=reason) for name, reason in order
+    )
