@@ -16,13 +16,11 @@ __all__ = ["FixedAllocator", "FixedConfig"]
 @dataclass(frozen=True, kw_only=True)
 class FixedConfig(BudgetConfig):
     every: Mapping[str, int] = field(default_factory=dict)
-    """Channel → period in rounds: 3 is rounds 3, 6, 9 ...; 0 is never; a channel that is not named learns each round."""
+    """Channel → period in rounds: 3 is rounds 3, 6, 9 ...; 0 is never. A channel that is not named: each round."""
 
     def _problems(self) -> list[str]:
-        bad = [
-            f"every.{name} = {n}: expected 0 (never) or a number of rounds" for name, n in self.every.items() if n < 0
-        ]
-        return super()._problems() + bad
+        negative = [(name, n) for name, n in self.every.items() if n < 0]
+        return super()._problems() + [f"every.{name} = {n}: expected 0 (never) or more" for name, n in negative]
 
 
 class FixedAllocator:

@@ -12,7 +12,6 @@ from typing import Any
 
 from twoclock.contracts import Channel, Workbench, delta_base_matches
 from twoclock.errors import BudgetError, NumericsError, UnsupportedError
-from twoclock.measure.statistics import paired_permutation_p
 from twoclock.seeding import child_seed
 from twoclock.types import Budget, Conditioning, Cost, Evidence, Proposal, Verdict
 
@@ -78,6 +77,8 @@ class PairedTrialGate:
         budget: Budget,
         seed: int,
     ) -> Verdict:
+        from twoclock.measure.statistics import paired_permutation_p  # here: it brings numpy
+
         if problem := _bad_numbers(proposal):
             return Verdict(accepted=False, reason=problem)
         now, then = channel.condition(live, evidence.task), channel.condition(proposal.state, evidence.task)

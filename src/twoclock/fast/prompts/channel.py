@@ -8,10 +8,11 @@ Two rules against noise and staleness: a score lives no longer than the search t
 best on all items of the search, by more than nothing.
 
 What a search drops is remembered with the weights it was measured under and is not tried again on them. What a *gate*
-rejects is not in the live state, as a rejected state is dropped whole; it does not come back as such because each round
-draws its exemplars from its own seed and its own evidence.
+rejects is not in the live state, as a rejected state is dropped whole; the same exemplars do not come back all the
+same, because each round draws them from its own seed and its own evidence.
 
-References: GEPA arXiv:2507.19457; Fast-Slow Training arXiv:2605.12484. Departures: see ``pareto.py``, ``reflective.py``.
+References: GEPA arXiv:2507.19457; Fast-Slow Training arXiv:2605.12484. Departures are told in ``pareto.py`` and
+``reflective.py``.
 """
 
 from __future__ import annotations
@@ -210,7 +211,7 @@ class PromptsChannel:
     def _next_pool(self, pool: Pool, scores: Scores, unscored: Sequence[Candidate], weights: str) -> Pool:
         """The pool after a search: best mean deployed (the deployed one where it is as good), the empty prompt kept."""
         size = self.config.pool_size
-        order = choose_pool(scores.rows_CN, len(scores.finalists))
+        order = choose_pool(scores.rows, len(scores.finalists))
         winner = min(  # row 0 is the deployed one: it wins ties; then the shorter text does
             range(len(scores.finalists)), key=lambda k: (-scores.mean(k), k > 0, scores.finalists[k].chars, k)
         )
@@ -227,7 +228,7 @@ class PromptsChannel:
             deployed=scores.finalists[winner].id,
             losers=tuple(losers)[max(0, len(losers) - self.config.memory) :],
             scores=tuple(
-                Score(candidate=c.id, mean=scores.mean(k), items=len(scores.rows_CN[k]), weights=weights)
+                Score(candidate=c.id, mean=scores.mean(k), items=len(scores.rows[k]), weights=weights)
                 for c in kept
                 if (k := measured.get(c.id)) is not None
             ),
@@ -245,7 +246,7 @@ class PromptsChannel:
     ) -> Proposal[PromptsState]:
         best = max(scores.mean(k) for k in range(len(scores.finalists)))
         tried = len(scores.finalists) + len(scores.eliminated)
-        items = len(scores.rows_CN[0])
+        items = len(scores.rows[0])
         if after.deployed != before.deployed:
             numbers = f"{best:.3f} on {items} training items, the deployed one {scores.mean(0):.3f}"
             cause = f"the best of {tried} prompts scored {numbers}"

@@ -30,7 +30,7 @@ def proven_turns(evidence: Evidence) -> list[Turn]:
 
 
 def gold_turns(task: Task, items: Sequence[Item]) -> list[Turn]:
-    """Items with their gold answers, those that pass the task's own verifier: another form would teach the wrong one."""
+    """Items with their gold answers, where the task's own verifier passes them: another form would mislead."""
     known = [item for item in items if item.reference]
     if not known:
         return []
@@ -42,22 +42,27 @@ def gold_turns(task: Task, items: Sequence[Item]) -> list[Turn]:
 def draw_turns(turns: Sequence[Turn], size: int, max_chars: int, rng: random.Random) -> tuple[Turn, ...] | None:
     """A set of ``size`` turns whose answers differ as much as they can, in random order.
 
-    Draws from the classes of equal answers in turn: shown one answer again and again, a small model repeats it. None
-    where two or more turns would all have one answer, or where nothing fits into ``max_chars``.
+    Draws from the classes of equal answers in turn: shown one answer again and again, a small model repeats it. Fewer
+    turns where no more fit into ``max_chars``; None where none does, or where several would all have one answer.
     """
     classes: dict[str, list[Turn]] = {}
     for turn in dict(turns).items():
-        if len(turn[0]) + len(turn[1]) <= max_chars // size:
-            classes.setdefault(_answer_key(turn[1]), []).append(turn)
+        classes.setdefault(_answer_key(turn[1]), []).append(turn)
     queues = [rng.sample(classes[key], len(classes[key])) for key in sorted(classes)]
     rng.shuffle(queues)
     drawn: list[Turn] = []
     while len(drawn) < size and any(queues):
         for queue in queues:
             if queue and len(drawn) < size:
-                drawn.append(queue.pop())
+                turn = queue.pop()
+                if _chars([*drawn, turn]) <= max_chars:
+                    drawn.append(turn)
     rng.shuffle(drawn)
     return tuple(drawn) if drawn and not _is_constant(drawn) else None
+
+
+def _chars(turns: Sequence[Turn]) -> int:
+    return sum(len(question) + len(answer) for question, answer in turns)
 
 
 def _is_constant(turns: Sequence[Turn]) -> bool:

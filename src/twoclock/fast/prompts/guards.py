@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from twoclock.types import Item
 
@@ -62,8 +62,8 @@ def reply_problem(reply: str) -> str | None:
     return None
 
 
-def instruction_problem(text: str, *, parent: str | None, max_chars: int, taken: Sequence[str]) -> str | None:
-    """Why an extracted instruction is refused, or None. ``taken`` are instructions that are known already."""
+def instruction_problem(text: str, *, parent: str | None, max_chars: int) -> str | None:
+    """Why an extracted instruction is refused, or None."""
     if not text.strip():
         return "the instruction is empty"
     if len(text) > max_chars:
@@ -74,6 +74,4 @@ def instruction_problem(text: str, *, parent: str | None, max_chars: int, taken:
         return "the instruction repeats a placeholder of the reflection prompt"
     if text.strip() == (parent or "").strip():
         return "the instruction is the parent's, unchanged"
-    if text in taken:
-        return "the instruction is known already"
     return None

@@ -17,7 +17,7 @@ from twoclock.contracts import Reflector
 from twoclock.errors import MissingExtraError
 from twoclock.fast.prompts.guards import copied_span, instruction_problem, item_ngrams, reply_problem, strip_thinking
 from twoclock.fast.prompts.state import Candidate
-from twoclock.types import Evidence, Item
+from twoclock.types import Evidence, Item, Rollout
 
 __all__ = ["Reflections", "reflect", "reflection_records", "require_gepa"]
 
@@ -55,7 +55,8 @@ def reflection_records(
         key for key, c in evidence.conditionings.items() if (c.system, c.exemplars) == (parent.system, parent.exemplars)
     }
     of_parent = any(r.conditioning_id in ids for r in evidence.rollouts)
-    right, wrong = [], []
+    right: list[tuple[Item, Rollout]] = []
+    wrong: list[tuple[Item, Rollout]] = []
     for group in evidence.groups:
         rollouts = [r for r in group.rollouts if r.conditioning_id in ids or not of_parent]
         if rollouts:
@@ -101,8 +102,8 @@ def reflect(
             problems.append("every rollout was right, so there is nothing to reflect on")
             continue
         calls += 1
-        taken = [c.system for c in candidates if c.system]
-        text, problem = _ask(reflector, parent, records, max_chars - parent.chars + len(parent.system or ""), taken)
+        room = max_chars - (parent.chars - len(parent.system or ""))
+        text, problem = _ask(reflector, parent, records, room)
         if not problem and (span := copied_span(text, own, ngram, allowed=parent.system or "")):
             problem = f"the instruction copies an item: '{span}'"
         child = Candidate(system=text, exemplars=parent.exemplars, parent=parent.id, origin="reflective")
@@ -117,7 +118,7 @@ def reflect(
 
 
 def _ask(
-    reflector: Reflector, parent: Candidate, records: list[dict[str, str]], max_chars: int, taken: Sequence[str]
+    reflector: Reflector, parent: Candidate, records: list[dict[str, str]], max_chars: int
 ) -> tuple[str, str | None]:
     """One call: the instruction, and why it is refused."""
     signature = _signature()
@@ -125,7 +126,7 @@ def _ask(
         {"current_instruction_doc": parent.system or "", "dataset_with_feedback": records}
     )
     try:
-        reply = reflector(prompt)
+        reply: Any = reflector(prompt)
     except Exception as error:  # any callable may stand here; its failure is a reason in the ledger, not our end
         return "", f"the reflector raised {type(error).__name__}: {str(error)[:200]}"
     if not isinstance(reply, str):
@@ -134,4 +135,4 @@ def _ask(
     if problem := reply_problem(reply):
         return "", problem
     text: str = signature.output_extractor(reply)["new_instruction"].strip()
-    return text, instruction_problem(text, parent=parent.system, max_chars=max_chars, taken=taken)
+    return text, instruction_problem(text, parent=parent.system, max_chars=max_chars)

@@ -1,6 +1,6 @@
 """One search: how a budget is cut into stages, and successive halving over them.
 
-Legend: ``C`` candidates, ``N`` items seen so far. Every candidate of a stage answers the same new items with the same
+Every candidate of a stage answers the same new items with the same
 random numbers, in one call; scores add up over the stages of one search and are thrown away with it.
 """
 
@@ -76,12 +76,13 @@ class Scores:
     """What a search measured: for each finalist one score an item, all on the same items."""
 
     finalists: tuple[Candidate, ...]
-    rows_CN: tuple[tuple[float, ...], ...]
+    rows: tuple[tuple[float, ...], ...]
+    """One row a finalist, one column an item: mean rewards."""
     eliminated: tuple[Candidate, ...]
     """Scored on fewer items, and dropped on the way."""
 
     def mean(self, k: int) -> float:
-        return math.fsum(self.rows_CN[k]) / len(self.rows_CN[k])
+        return math.fsum(self.rows[k]) / len(self.rows[k])
 
 
 def halve(
@@ -120,6 +121,6 @@ def halve(
     ids = {c.id for c in alive}
     return Scores(
         finalists=tuple(alive),
-        rows_CN=tuple(tuple(rows[c.id]) for c in alive),
+        rows=tuple(tuple(rows[c.id]) for c in alive),
         eliminated=tuple(c for c in candidates if c.id not in ids),
     )
