@@ -237,6 +237,11 @@ def test_large_samples_agree_with_scipys_permutations() -> None:
     assert paired_permutation_p(a, b, seed=1) == pytest.approx(theirs, abs=0.025)
 
 
+def test_a_random_test_never_claims_certainty() -> None:
+    a = np.linspace(0.5, 1.0, 40)
+    assert paired_permutation_p(a, np.zeros(40), resamples=99) == pytest.approx(1 / 100)
+
+
 def test_no_difference_is_no_evidence() -> None:
     assert paired_permutation_p([0.5, 1.0], [0.5, 1.0]) == 1.0
     assert paired_permutation_p([], []) == 1.0

@@ -174,6 +174,27 @@ def test_a_damaged_side_file_is_named(tmp_path: Path, name: str, content: str | 
     RunStore.open(tmp_path / "run", write=True).close()  # the refusal gave the lock back
 
 
+def test_a_commit_is_on_the_disk_when_it_returns(tmp_path: Path) -> None:
+    make_run(tmp_path / "run").close()
+    with schema.transaction(tmp_path / "run" / "ledger.sqlite", write=True) as db:
+        assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+        assert db.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL
+
+
+def test_a_run_on_a_read_only_medium_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with make_run(tmp_path / "run", rounds=2) as store:
+        before = store.digest()
+    real = sqlite3.connect
+
+    def read_only(database: str, **more: object) -> sqlite3.Connection:
+        if "immutable" not in database:  # what SQLite says when it cannot make its side files
+            database = (tmp_path / "nowhere").as_uri() + "?mode=ro"
+        return real(database, **more)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr("twoclock.store.schema.sqlite3.connect", read_only)
+    assert RunStore.open(tmp_path / "run").digest() == before
+
+
 def test_released_migrations_are_never_edited() -> None:
     released = {1: "acb543e5ba2cbf6e"}
     hashes = {m.number: content_hash([m.name, *m.statements])[:16] for m in schema.MIGRATIONS}

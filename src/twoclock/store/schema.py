@@ -94,22 +94,30 @@ def _prepare(db: sqlite3.Connection) -> sqlite3.Connection:
 def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     """A connection in autocommit mode; a reader's cannot write. Raises ``sqlite3.Error`` as SQLite does."""
     if write:
-        db = _prepare(sqlite3.connect(_uri(path, "mode=rw"), uri=True, isolation_level=None))
-        db.execute("PRAGMA journal_mode = WAL")
+        writer = _prepare(sqlite3.connect(_uri(path, "mode=rw"), uri=True, isolation_level=None))
+        writer.execute("PRAGMA journal_mode = WAL")
         # FULL: a commit returns when it is on the disk, so a power cut loses no round that was reported as done.
-        db.execute("PRAGMA synchronous = FULL")
-        return db
-    db = _prepare(sqlite3.connect(_uri(path, "mode=ro"), uri=True, isolation_level=None))
+        writer.execute("PRAGMA synchronous = FULL")
+        return writer
+    reader: sqlite3.Connection | None = None
     try:
-        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        reader = _prepare(sqlite3.connect(_uri(path, "mode=ro"), uri=True, isolation_level=None))
+        reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return reader
     except sqlite3.OperationalError:
-        db.close()
-        # A run on a read-only medium: WAL mode wants to make its side files there. Without a log to be read beside it
-        # the file is whole by itself, and may be read as the unchanging thing it is.
-        if path.with_name(path.name + "-wal").exists():
+        if reader is not None:
+            reader.close()
+        if _has_log(path):
             raise
-        db = _prepare(sqlite3.connect(_uri(path, "mode=ro&immutable=1"), uri=True, isolation_level=None))
-    return db
+    # A run on a read-only medium: WAL mode wants to make its side files there. Without a log to be read beside it the
+    # file is whole by itself, and may be read as the unchanging thing it is.
+    return _prepare(sqlite3.connect(_uri(path, "mode=ro&immutable=1"), uri=True, isolation_level=None))
+
+
+def _has_log(path: Path) -> bool:
+    """Whether part of the ledger may still stand in its write-ahead log; readers leave an empty one behind."""
+    log = path.with_name(path.name + "-wal")
+    return log.exists() and log.stat().st_size > 0
 
 
 @contextmanager
@@ -139,7 +147,7 @@ def create(path: Path) -> None:
 
 def check(path: Path) -> int:
     """The schema version of a ledger file; StoreError when it is empty, not ours, damaged or newer than this code."""
-    log_exists = path.with_name(path.name + "-wal").exists()
+    has_log = _has_log(path)
     size = path.stat().st_size
     if size == 0:
         raise StoreError(f"the ledger {path} is empty (0 bytes): the file was cut off; restore it from a copy")
@@ -147,7 +155,7 @@ def check(path: Path) -> int:
         page_bytes = int.from_bytes(file.read(18)[16:18], "big") or 1
     # SQLite reads a page that was cut off as if zeros followed. Beside a log such a page is an interrupted copy from
     # the log, which SQLite repairs; without one it is damage.
-    if not log_exists and size % (65536 if page_bytes == 1 else page_bytes):
+    if not has_log and size % (65536 if page_bytes == 1 else page_bytes):
         raise StoreError(
             f"the ledger {path} is damaged or was cut off (in the middle of a page): restore it from a copy"
         )
