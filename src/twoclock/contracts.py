@@ -141,15 +141,26 @@ class Trainable(Protocol):
 
     def sequence_stats(
         self,
-        prompt: str,
+        prompts: Sequence[str],
         conditioning: Conditioning,
-        completions: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[Sequence[int]]],
         *,
         temperature: float,
         low_rank: tuple[LowRankTensors, float] | None = None,
-    ) -> SequenceStats:
-        """Teacher-force ``completions`` after one shared prompt. ``low_rank`` (tensors, scale) replaces the
+    ) -> list[SequenceStats]:
+        """Teacher-force, for each prompt, its completions, all under one conditioning; one result a prompt. Tokens that
+        prompts and completions share are computed once, exactly. ``low_rank`` (tensors, scale) replaces the
         conditioning's delta and may require gradients, which then flow into the returned log-probabilities."""
+        ...
+
+    def chunks(
+        self, prompts: Sequence[str], conditioning: Conditioning, completions: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[int]]:
+        """Which prompts, by index, to teacher-force together so that one pass fits in memory."""
+        ...
+
+    def prompt_tokens(self, prompt: str, conditioning: Conditioning) -> int:
+        """The length of the rendered prompt in tokens."""
         ...
 
     def exact_kl(

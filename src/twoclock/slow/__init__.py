@@ -1,1 +1,26 @@
-"""."""
+"""The slow clock: channels that train a delta on top of immutable base weights. One row in the table each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from twoclock.contracts import Channel
+from twoclock.errors import ConfigError, MissingExtraError, unknown_name
+from twoclock.options import read_options
+
+__all__ = ["SLOW_CHANNELS", "build_slow"]
+
+SLOW_CHANNELS: dict[str, str] = {"lora": "low-rank changes of linear layers, trained by GRPO on the policy's rollouts"}
+"""Name → what it is."""
+
+
+def build_slow(name: str, options: Mapping[str, Any]) -> Channel[Any]:
+    """A slow channel from its name and plain options. Raises ConfigError with every mistake at once."""
+    if name not in SLOW_CHANNELS:
+        raise ConfigError(unknown_name("slow channel", name, SLOW_CHANNELS))
+    try:
+        from twoclock.slow.lora import LoraChannel, LoraConfig
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError.of(missing.name or "torch", "local", f"the slow channel '{name}'") from missing
+    return LoraChannel(read_options(LoraConfig, options, f"channel '{name}'"))

@@ -1,0 +1,136 @@
+"""The metered handle that channels propose with and gates judge with. It counts before it spends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from twoclock.contracts import Policy, Task, Trainable
+from twoclock.errors import BudgetError, ConfigError, UnsupportedError
+from twoclock.seeding import child_rng, child_seed
+from twoclock.types import (
+    Budget,
+    Completion,
+    Conditioning,
+    Cost,
+    Grade,
+    Group,
+    Item,
+    PolicyCard,
+    Request,
+    Rollout,
+    Sampling,
+    SplitName,
+)
+
+__all__ = ["Bench", "grade_rollouts", "sampling_cost"]
+
+
+class Bench:
+    """See :class:`twoclock.contracts.Workbench`. ``others`` is what every other channel contributes right now."""
+
+    def __init__(
+        self, policy: Policy, task: Task, *, others: Conditioning, sampling: Sampling, budget: Budget | None = None
+    ) -> None:
+        self._policy, self._task, self._others = policy, task, others
+        self._sampling = sampling
+        self._budget = budget or Budget()
+        self._spent = Cost()
+
+    @property
+    def card(self) -> PolicyCard:
+        return self._policy.card
+
+    @property
+    def task(self) -> Task:
+        return self._task
+
+    @property
+    def spent(self) -> Cost:
+        return self._spent
+
+    @property
+    def rollouts_left(self) -> int | None:
+        return None if self._budget.rollouts is None else self._budget.rollouts - self._spent.rollouts
+
+    @property
+    def others(self) -> Conditioning:
+        return self._others
+
+    def items(self, split: SplitName, count: int, seed: int) -> tuple[Item, ...]:
+        if split == "heldout":
+            raise ConfigError("the held-out split is only measured on; a channel may draw from 'train' and 'trial'")
+        pool = self._task.split(split)
+        return tuple(child_rng("bench-items", seed, split).sample(pool, min(count, len(pool))))
+
+    def roll_out(
+        self, items: Sequence[Item], conditionings: Sequence[Conditioning], samples: int, seed: int
+    ) -> tuple[Group, ...]:
+        asked = len(items) * len(conditionings) * samples
+        left = self.rollouts_left
+        if left is not None and asked > left:
+            raise BudgetError(f"{asked} rollouts were asked for and {left} are left of {self._budget.rollouts}")
+        if self._budget.tokens is not None and self._spent.tokens >= self._budget.tokens:
+            raise BudgetError(f"the budget of {self._budget.tokens} tokens is spent ({self._spent.tokens})")
+        joined = [self._others.join(c) for c in conditionings]
+        requests = [
+            Request(
+                prompt=item.prompt,
+                conditioning=conditioning,
+                seeds=tuple(child_seed("bench-rollout", seed, item.id, sample) for sample in range(samples)),
+            )
+            for item in items
+            for conditioning in joined
+        ]
+        completions = self._policy.sample(requests, self._sampling)
+        self._spent += sampling_cost(completions)
+        return grade_rollouts(self._task, items, requests, completions)
+
+    def trainable(self) -> Trainable:
+        if not isinstance(self._policy, Trainable):
+            raise UnsupportedError(
+                f"the policy '{self.card.name}' cannot be trained or scored: it is behind an endpoint. "
+                "Use fast channels with it, or a local model ([model] source = ...)"
+            )
+        return self._policy
+
+
+def sampling_cost(completions: Sequence[Sequence[Completion]]) -> Cost:
+    """Rollouts and tokens of a sampling call; the prompt of a request is read once for all its seeds."""
+    return Cost(
+        rollouts=sum(len(row) for row in completions),
+        prompt_tokens=sum(row[0].prompt_tokens for row in completions if row),
+        completion_tokens=sum(len(c.tokens) for row in completions for c in row),
+    )
+
+
+def grade_rollouts(
+    task: Task, items: Sequence[Item], requests: Sequence[Request], completions: Sequence[Sequence[Completion]]
+) -> tuple[Group, ...]:
+    """One group an item from the requests that are its (the same number for each item, item by item).
+
+    A completion that failed is not shown to the verifier: it scores 0 with its error as the reason.
+    """
+    each = len(requests) // len(items) if items else 0
+    flat = [
+        (items[index // each], request, seed, completion)
+        for index, (request, row) in enumerate(zip(requests, completions, strict=True))
+        for seed, completion in zip(request.seeds, row, strict=True)
+    ]
+    gradable = [entry for entry in flat if entry[3].finish != "error"]
+    grades = iter(task.grade([e[0] for e in gradable], [e[3].text for e in gradable]) if gradable else [])
+    by_item: dict[str, list[Rollout]] = {item.id: [] for item in items}
+    for item, request, seed, completion in flat:
+        if completion.finish == "error":
+            grade = Grade(reward=0.0, failure=f"no completion: {completion.error}")
+        else:
+            grade = next(grades)
+        by_item[item.id].append(
+            Rollout(
+                item_id=item.id,
+                conditioning_id=request.conditioning.id,
+                seed=seed,
+                completion=completion,
+                grade=grade,
+            )
+        )
+    return tuple(Group(item=item, rollouts=tuple(by_item[item.id])) for item in items)

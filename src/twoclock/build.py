@@ -1,0 +1,289 @@
+"""Names and configs → objects: the only module that imports concrete channels, tasks and policies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twoclock.allocate import GateConfig, build_allocator, gate_for
+from twoclock.config import RunConfig, from_plain
+from twoclock.contracts import Allocator, Channel, Gate, LoopObserver, Policy, Reflector, Task, Workbench
+from twoclock.errors import ConfigError, MissingExtraError, TwoclockError, unknown_name
+from twoclock.evaluation import CELLS, EvaluationSettings, Evaluator, conditioning_of
+from twoclock.fast import build_fast, fast_names
+from twoclock.loop import Loop, RolloutSettings
+from twoclock.options import read_options
+from twoclock.slow import SLOW_CHANNELS, build_slow
+from twoclock.store import RunStore
+from twoclock.tasks import Stream, build_task
+from twoclock.types import Conditioning, DriftRecord, Evaluation, Sampling, Timescale
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Parts", "Session", "build_parts", "build_policy", "create_session", "open_session"]
+
+Progress = Callable[[str], None]
+
+
+class Parts:
+    """Everything of a run but its model and its store: cheap to build, and fully checked."""
+
+    def __init__(self, config: RunConfig) -> None:
+        problems: list[str] = []
+
+        def attempt(make: Callable[[], Any]) -> Any:
+            try:
+                return make()
+            except ConfigError as error:
+                problems.extend(error.problems)
+            except MissingExtraError:
+                raise
+            except TwoclockError as error:
+                problems.append(str(error))
+            return None
+
+        self.config = config
+        self.seed = config.run.seed
+        self.sampling = Sampling(**config.sampling.model_dump())
+        base = Path(config.base_dir)
+        self.tasks: dict[str, Task] = {
+            name: task
+            for name, spec in config.tasks.items()
+            if (task := attempt(partial(build_task, name, spec, self.seed, base))) is not None
+        }
+        problems += _stream_problems(config)
+        self.rollouts: RolloutSettings = attempt(lambda: read_options(RolloutSettings, config.rollouts, "[rollouts]"))
+        self.evaluation: EvaluationSettings = attempt(
+            lambda: read_options(EvaluationSettings, config.measure, "[measure]")
+        )
+        self.gate_config: GateConfig = attempt(lambda: read_options(GateConfig, config.gates, "[gates]"))
+        reflector = attempt(lambda: build_reflector(config))
+        self.channels: dict[str, Channel[Any]] = {
+            name: channel
+            for name, options in config.channels.items()
+            if (channel := attempt(partial(build_channel, name, options, reflector))) is not None
+        }
+        self.allocator: Allocator = attempt(lambda: _allocator(config.allocator))
+        slow = [name for name, channel in self.channels.items() if channel.timescale is Timescale.SLOW]
+        if slow and config.model.endpoint:
+            problems.append(
+                f"channel '{slow[0]}' trains weights, but [model] endpoint = '{config.model.endpoint}' is remote: "
+                "remove the channel, or set [model] source to a local model"
+            )
+        if config.model.endpoint and not config.model.name:
+            problems.append("[model] endpoint needs [model] name: the model's name on that server")
+        if problems:
+            raise ConfigError(list(dict.fromkeys(problems)))
+        self.stream = Stream([(p.task, p.rounds) for p in config.stream], self.tasks)
+        self.stream.check(self.rollouts.items)
+
+
+def build_parts(config: RunConfig) -> Parts:
+    """The parts of a run. Raises ConfigError with every mistake of the configuration at once."""
+    return Parts(config)
+
+
+def build_channel(name: str, options: Mapping[str, Any], reflector: Reflector | None) -> Channel[Any]:
+    """A channel of either clock by name. Raises ConfigError."""
+    if name in SLOW_CHANNELS:
+        return build_slow(name, options)
+    if name in fast_names():
+        return build_fast(name, options, reflector=reflector)
+    raise ConfigError(unknown_name("channel", name, [*SLOW_CHANNELS, *fast_names()]))
+
+
+def build_reflector(config: RunConfig) -> Reflector | None:
+    """The reflector that ``[reflector]`` names, or None."""
+    section = config.reflector
+    if section is None:
+        return None
+    if section.callable and section.endpoint:
+        raise ConfigError("[reflector] has both 'callable' and 'endpoint'; give one")
+    if section.callable:
+        from twoclock.tasks.loading import load_function
+
+        loaded: Reflector = load_function(section.callable, Path(config.base_dir))
+        return loaded
+    if section.endpoint and section.name:
+        from twoclock.models.remote import EndpointReflector
+
+        return EndpointReflector(section.endpoint, section.name, api_key_env=section.api_key_env)
+    raise ConfigError("[reflector] needs 'callable', or 'endpoint' and 'name'")
+
+
+def build_policy(config: RunConfig, progress: Progress | None = None) -> Policy:
+    """The policy that ``[model]`` names; loads a local model."""
+    section = config.model
+    if section.endpoint:
+        from twoclock.models.remote import RemotePolicy
+
+        return RemotePolicy(
+            section.endpoint,
+            section.name or "",
+            api_key_env=section.api_key_env,
+            timeout_s=section.timeout_s,
+            max_concurrency=section.max_concurrency,
+            context_tokens=section.context_tokens,
+        )
+    try:
+        import torch
+
+        from twoclock.models.local import LocalPolicy
+        from twoclock.models.sources import load_model
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError.of(missing.name or "torch", "local", "a local model") from missing
+    if section.threads:
+        torch.set_num_threads(section.threads)
+    source = section.source
+    beside = Path(config.base_dir) / source
+    if source != "packaged" and beside.exists():
+        source = str(beside)
+    loaded = load_model(
+        source, dtype=section.dtype, device=section.device, progress=progress, chat_template=section.chat_template
+    )
+    policy = LocalPolicy(
+        loaded.model,
+        loaded.tokenizer,
+        name=loaded.name,
+        base_hash=loaded.base_hash,
+        max_rows=section.max_rows,
+        packed_tokens=section.packed_tokens,
+    )
+    if progress:
+        for note in (*loaded.notes, *policy.notes):
+            progress(note)
+    return policy
+
+
+class Session:
+    """A run that is open: its store, its parts, and, once asked for, its policy."""
+
+    def __init__(self, store: RunStore, parts: Parts, progress: Progress | None = None) -> None:
+        self.store, self.parts, self._progress = store, parts, progress
+
+    @cached_property
+    def policy(self) -> Policy:
+        policy = build_policy(self.parts.config, self._progress)
+        expected = self.store.environment.get("base_hash")
+        if expected and expected != policy.card.base_hash:
+            raise ConfigError(
+                f"this run learned on base weights {str(expected)[:12]}, but the model given now is "
+                f"{policy.card.base_hash[:12]}; what was learned means nothing on other weights"
+            )
+        return policy
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        parts = self.parts
+        return Evaluator(self.policy, parts.stream.tasks, parts.evaluation, parts.sampling, parts.seed)
+
+    def loop(self, observer: LoopObserver | None = None) -> Loop:
+        """The loop, at the store's head."""
+        parts = self.parts
+        meter = self._drift_meter()
+        gates: dict[str, Gate] = {
+            name: gate_for(channel.timescale, parts.gate_config, drift_meter=meter)
+            for name, channel in parts.channels.items()
+        }
+        return Loop(
+            self.store,
+            self.policy,
+            parts.stream,
+            parts.channels,
+            parts.allocator,
+            gates,
+            seed=parts.seed,
+            sampling=parts.sampling,
+            rollouts=parts.rollouts,
+            evaluation=parts.evaluation,
+            observer=observer,
+        )
+
+    def _drift_meter(self) -> Callable[[Workbench, Conditioning, int], tuple[float, float]]:
+        """What the slow gate holds a budget to is what the report shows: the general prompts, without conditioning."""
+
+        def meter(_: Workbench, offered: Conditioning, __: int) -> tuple[float, float]:
+            record = self.evaluator.drift(0, offered, [])[0]
+            return record.live_base, record.base_live
+
+        return meter
+
+    def states(self) -> dict[str, Any]:
+        """The live state of each channel."""
+        head = self.store.head()
+        return {n: c.load(self.store.get_blob(head.states[n])) for n, c in self.parts.channels.items()}
+
+    def evaluate(
+        self, progress: Progress | None = None, *, tasks: Sequence[str] | None = None, drift: bool = True
+    ) -> tuple[list[Evaluation], list[DriftRecord]]:
+        """The 2×2 of each task and drift at the head, measured afresh and recorded with purpose ``final``."""
+        states, round = self.states(), self.store.head().round
+        names = list(tasks or dict.fromkeys(p.task for p in self.parts.stream.phases))
+        evaluations = self.evaluator.cells(
+            round,
+            self.parts.channels,
+            states,
+            tasks=names,
+            cells=CELLS,
+            purpose="final",
+            progress=progress,
+        )
+        records: list[DriftRecord] = []
+        if drift:
+            if progress:
+                progress("measuring drift")
+            weights = conditioning_of(self.parts.channels, states, names[0], ("live", "none"))
+            records = self.evaluator.drift(round, weights, names)
+        seen = [conditioning_of(self.parts.channels, states, t, cell) for t in names for cell in CELLS]
+        self.store.record_evaluations(evaluations, records, conditionings={c.id: c for c in seen})
+        return evaluations, records
+
+
+def create_session(
+    config: RunConfig, path: Path, *, config_text: str = "", progress: Progress | None = None
+) -> Session:
+    """A new run in ``path``: checked, its model loaded, its round 0 recorded."""
+    parts = build_parts(config)
+    # The model before the folder: a model that cannot be loaded must not leave a run behind.
+    policy = build_policy(config, progress)
+    environment = {"base_hash": policy.card.base_hash, "model": policy.card.name, "threads": _threads()}
+    store = RunStore.create(path, config=config.plain(), config_text=config_text, environment=environment)
+    session = Session(store, parts, progress)
+    session.__dict__["policy"] = policy
+    return session
+
+
+def open_session(path: Path, *, write: bool = False, progress: Progress | None = None) -> Session:
+    """A run that exists."""
+    store = RunStore.open(path, write=write)
+    try:
+        return Session(store, build_parts(from_plain(store.config, f"the configuration of run '{path}'")), progress)
+    except BaseException:
+        store.close()
+        raise
+
+
+def _stream_problems(config: RunConfig) -> list[str]:
+    problems = [] if config.stream else ["[[stream]] is empty: name at least one phase, a task and its rounds"]
+    for index, phase in enumerate(config.stream, 1):
+        if phase.task not in config.tasks:
+            problems.append(f"[[stream]] phase {index}: {unknown_name('task', phase.task, config.tasks)}")
+    return problems
+
+
+def _allocator(section: Mapping[str, Any]) -> Allocator:
+    options = {k: v for k, v in section.items() if k != "name"}
+    return build_allocator(str(section.get("name", "fixed")), options)
+
+
+def _threads() -> int:
+    try:
+        import torch
+
+        return int(torch.get_num_threads())
+    except ModuleNotFoundError:
+        return os.cpu_count() or 1

@@ -1,0 +1,432 @@
+"""One round in seven steps: the only place where live state changes.
+
+1 read · 2 roll out · 3 grade · 4 allocate · 5 propose · 6 judge · 7 commit
+
+Everything random follows from (seed, round), and states are values in the store, so a run that was killed continues
+from its last committed round to the numbers it would have had.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from twoclock.bench import Bench, grade_rollouts, sampling_cost
+from twoclock.contracts import Allocator, Channel, Gate, LoopObserver, Policy, Population, Task, TaskStream
+from twoclock.errors import ConfigError, UnsupportedError
+from twoclock.evaluation import EvaluationSettings, Evaluator, conditioning_of
+from twoclock.hashing import content_hash
+from twoclock.seeding import child_seed
+from twoclock.store import RunStore
+from twoclock.types import (
+    Assignment,
+    Budget,
+    Conditioning,
+    Cost,
+    Declined,
+    Evaluation,
+    Evidence,
+    Group,
+    Item,
+    LedgerEntry,
+    Phase,
+    Plan,
+    Proposal,
+    Request,
+    RoundRecord,
+    Sampling,
+    Snapshot,
+    Timescale,
+    Verdict,
+)
+
+__all__ = ["STEPS", "Loop", "RolloutSettings"]
+
+STEPS = ("read", "roll out", "grade", "allocate", "propose", "judge", "commit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSettings:
+    """What a round rolls out: ``items`` groups of ``per_item`` rollouts, each group over ``prompts_per_item`` of the
+    fast clock's alternatives (the deployed one first)."""
+
+    items: int = 8
+    per_item: int = 8
+    prompts_per_item: int = 1
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"rollouts.{name} = {getattr(self, name)}: expected at least 1"
+            for name in ("items", "per_item", "prompts_per_item")
+            if getattr(self, name) < 1
+        ]
+        if not problems and self.per_item % self.prompts_per_item:
+            problems.append(
+                f"rollouts.per_item = {self.per_item} must divide by prompts_per_item = {self.prompts_per_item}"
+            )
+        if problems:
+            raise ConfigError(problems)
+
+
+class Silent:
+    """An observer that does nothing."""
+
+    def step(self, round: int, step: str) -> None:
+        return None
+
+    def committed(self, round: int, metrics: Mapping[str, float], snapshot: Snapshot) -> None:
+        return None
+
+
+@dataclass
+class _Outcome:
+    """What became of one assignment."""
+
+    assignment: Assignment
+    offer: Proposal[Any] | Declined
+    verdict: Verdict | None = None
+    cost: Cost = field(default_factory=Cost)
+
+
+class Loop:
+    """Runs a stream over a policy with channels, into a store. ``channels`` keep the order they are given in."""
+
+    def __init__(
+        self,
+        store: RunStore,
+        policy: Policy,
+        stream: TaskStream,
+        channels: Mapping[str, Channel[Any]],
+        allocator: Allocator,
+        gates: Mapping[str, Gate],
+        *,
+        seed: int,
+        sampling: Sampling,
+        rollouts: RolloutSettings,
+        evaluation: EvaluationSettings,
+        observer: LoopObserver | None = None,
+    ) -> None:
+        self.store, self.policy, self.stream = store, policy, stream
+        self.channels, self.allocator, self.gates = dict(channels), allocator, dict(gates)
+        self.seed, self.sampling, self.rollouts = seed, sampling, rollouts
+        self.evaluator = Evaluator(policy, stream.tasks, evaluation, sampling, seed)
+        self.observer: LoopObserver = observer or Silent()
+        self._clocks = {name: channel.timescale for name, channel in self.channels.items()}
+        self._check()
+        self.states: dict[str, Any] = {}
+
+    def _check(self) -> None:
+        slow = [name for name, clock in self._clocks.items() if clock is Timescale.SLOW]
+        if slow and not self.policy.card.trainable:
+            raise UnsupportedError(
+                f"the slow channel '{slow[0]}' trains weights, but the policy '{self.policy.card.name}' is behind an "
+                "endpoint: remove the channel, or use a local model ([model] source = ...)"
+            )
+        if slow and (self.sampling.top_p < 1.0 or self.sampling.top_k > 0 or self.sampling.temperature <= 0.0):
+            raise ConfigError(
+                f"slow channels learn from the whole distribution: sampling must have temperature > 0, top_p = 1 and "
+                f"top_k = 0; got temperature {self.sampling.temperature}, top_p {self.sampling.top_p}, top_k "
+                f"{self.sampling.top_k}"
+            )
+
+    # ---------------------------------------------------------------------------------------------------- life cycle
+
+    def begin(self) -> None:
+        """Round 0: the states that change nothing, and the base's scores."""
+        self.states = {
+            name: channel.init(self.policy.card, child_seed("init", self.seed, name))
+            for name, channel in self.channels.items()
+        }
+        hashes = self._hashes()
+        entries = [
+            LedgerEntry(
+                round=0,
+                channel=name,
+                timescale=str(channel.timescale),
+                action="init",
+                before="",
+                after=hashes[name],
+                cause="the run begins",
+                reason="the state that changes nothing",
+                cost=Cost(),
+            )
+            for name, channel in self.channels.items()
+        ]
+        evaluations = self.evaluator.cells(
+            0,
+            self.channels,
+            self.states,
+            tasks=self._tasks(),
+            cells=[("base", "none"), ("live", "none"), ("live", "learned")],
+            purpose="phase",
+        )
+        drift = self.evaluator.drift(0, Conditioning(), self._tasks()) if self._measures_drift() else []
+        snapshot = Snapshot(round=0, states=hashes, next_round=1, cause="init")
+        self.store.begin(snapshot, entries, evaluations, drift)
+
+    def restore(self) -> None:
+        """Takes up the store's head."""
+        head = self.store.head()
+        self.states = {
+            name: channel.load(self.store.get_blob(head.states[name])) for name, channel in self.channels.items()
+        }
+
+    def run(self, until: int | None = None) -> None:
+        """Runs what is left of the stream, or up to round ``until``."""
+        last = min(until or self.stream.num_rounds, self.stream.num_rounds)
+        for number in range(self.store.head().next_round, last + 1):
+            self.round(number)
+
+    # ----------------------------------------------------------------------------------------------------- one round
+
+    def round(self, number: int) -> None:
+        """The seven steps."""
+        started = time.perf_counter()
+        clock: dict[str, float] = {}
+        phase = self.stream.phase(number)
+        task = self.stream.tasks[phase.task]
+
+        self.observer.step(number, "read")
+        items = self.stream.batch(number, self.rollouts.items, self.seed)
+        conditionings = self._conditionings(number, phase.task)
+
+        self.observer.step(number, "roll out")
+        began = time.perf_counter()
+        requests = self._requests(number, items, conditionings)
+        completions = self.policy.sample(requests, self.sampling)
+        cost = sampling_cost(completions)
+        clock["rollout_s"] = time.perf_counter() - began
+
+        self.observer.step(number, "grade")
+        began = time.perf_counter()
+        groups = grade_rollouts(task, items, requests, completions)
+        evidence = Evidence(
+            round=number,
+            phase=phase.index,
+            task=phase.task,
+            groups=groups,
+            conditionings={c.id: c for c in conditionings},
+            sampling=self.sampling,
+        )
+        clock["grade_s"] = time.perf_counter() - began
+
+        self.observer.step(number, "allocate")
+        plan = self._plan(evidence)
+
+        self.observer.step(number, "propose")
+        outcomes = [self._propose(number, task, evidence, assignment, clock) for assignment in plan.assignments]
+
+        self.observer.step(number, "judge")
+        for outcome in outcomes:
+            self._judge(number, task, evidence, outcome, clock)
+
+        self.observer.step(number, "commit")
+        before = self._hashes()
+        after = dict(self.states)
+        for outcome in outcomes:
+            if isinstance(outcome.offer, Proposal) and outcome.verdict and outcome.verdict.accepted:
+                after[outcome.assignment.channel] = outcome.offer.state
+        hashes = {name: self.store.put_blob(self.channels[name].dump(state)) for name, state in after.items()}
+        entries = [self._entry(number, phase, outcome, before, hashes) for outcome in outcomes]
+        began = time.perf_counter()
+        evaluations, drift = self._measure(number, phase, after)
+        clock["measure_s"] = time.perf_counter() - began
+        clock["round_s"] = time.perf_counter() - started
+        clock["decode_per_s"] = cost.completion_tokens / max(clock["rollout_s"], 1e-9)
+        metrics = {**_summary(evidence, cost), **clock}
+        snapshot = Snapshot(round=number, states=hashes, next_round=number + 1)
+        self.store.commit_round(
+            RoundRecord(
+                round=number,
+                phase=phase.index,
+                task=phase.task,
+                snapshot=snapshot,
+                entries=tuple(entries),
+                evidence=evidence,
+                metrics=metrics,
+                evaluations=tuple(evaluations),
+                drift=tuple(drift),
+            )
+        )
+        self.states = after
+        self.observer.committed(number, metrics, snapshot)
+
+    def _conditionings(self, number: int, task: str) -> list[Conditioning]:
+        """The joint conditionings of a round's groups: the deployed one, then alternatives of one fast channel."""
+        count = self.rollouts.prompts_per_item
+        deployed = conditioning_of(self.channels, self.states, task)
+        joint = [deployed]
+        for name, channel in self.channels.items():
+            if count > 1 and isinstance(channel, Population):
+                others = self._others(name, task)
+                seed = child_seed("alternatives", self.seed, number, name)
+                joint += [others.join(c) for c in channel.alternatives(self.states[name], task, count, seed)]
+        distinct = list({c.id: c for c in joint}.values())[:count]
+        # Where there are fewer than asked for, the first ones get a second share: a group is always whole.
+        return [distinct[i % len(distinct)] for i in range(count)]
+
+    def _requests(self, number: int, items: Sequence[Item], conditionings: Sequence[Conditioning]) -> list[Request]:
+        each = self.rollouts.per_item // len(conditionings)
+        return [
+            Request(
+                prompt=item.prompt,
+                conditioning=conditioning,
+                seeds=tuple(child_seed("rollout", self.seed, number, item.id, place * each + n) for n in range(each)),
+            )
+            for item in items
+            for place, conditioning in enumerate(conditionings)
+        ]
+
+    def _plan(self, evidence: Evidence) -> Plan:
+        by_round: dict[int, dict[str, Any]] = {
+            row.round: {"round": row.round, "phase": row.phase, "proposed": []} for row in self.store.rounds()
+        }
+        for entry in self.store.entries():
+            if entry.round in by_round and entry.action in ("commit", "reject", "decline"):
+                by_round[entry.round]["proposed"].append(entry.channel)
+        history = [by_round[n] for n in sorted(by_round)]
+        return self.allocator.plan(evidence, self._clocks, history)
+
+    def _bench(self, channel: str, task: Task, budget: Budget | None = None) -> Bench:
+        others = self._others(channel, task.name)
+        return Bench(self.policy, task, others=others, sampling=self.sampling, budget=budget)
+
+    def _propose(
+        self, number: int, task: Task, evidence: Evidence, assignment: Assignment, clock: dict[str, float]
+    ) -> _Outcome:
+        began = time.perf_counter()
+        name = assignment.channel
+        channel = self.channels[name]
+        bench = self._bench(name, task, assignment.budget)
+        seed = child_seed("propose", self.seed, number, name)
+        offer = channel.propose(bench, self.states[name], evidence, assignment.budget, seed)
+        seconds = time.perf_counter() - began
+        _count(clock, channel.timescale, seconds)
+        # What the bench counted stands, whatever the channel says of itself; it adds what a bench cannot see.
+        spent = bench.spent
+        cost = replace(
+            offer.cost,
+            rollouts=spent.rollouts,
+            prompt_tokens=spent.prompt_tokens,
+            completion_tokens=spent.completion_tokens,
+            seconds=seconds,
+        )
+        return _Outcome(assignment, offer, cost=cost)
+
+    def _judge(self, number: int, task: Task, evidence: Evidence, outcome: _Outcome, clock: dict[str, float]) -> None:
+        if isinstance(outcome.offer, Declined):
+            return
+        began = time.perf_counter()
+        name = outcome.assignment.channel
+        bench = self._bench(name, task)
+        outcome.verdict = self.gates[name].judge(
+            bench,
+            self.channels[name],
+            self.states[name],
+            outcome.offer,
+            evidence,
+            outcome.assignment.budget,
+            child_seed("judge", self.seed, number, name),
+        )
+        seconds = time.perf_counter() - began
+        _count(clock, self.channels[name].timescale, seconds)
+        outcome.cost = outcome.cost + replace(bench.spent, seconds=seconds)
+
+    def _entry(
+        self, number: int, phase: Phase, outcome: _Outcome, before: Mapping[str, str], after: Mapping[str, str]
+    ) -> LedgerEntry:
+        name, offer, verdict = outcome.assignment.channel, outcome.offer, outcome.verdict
+        common: dict[str, Any] = {
+            "round": number,
+            "phase": phase.index,
+            "task": phase.task,
+            "channel": name,
+            "timescale": str(self.channels[name].timescale),
+            "before": before[name],
+            "after": after[name],
+            "cost": outcome.cost,
+        }
+        if isinstance(offer, Declined):
+            return LedgerEntry(
+                **common, action="decline", cause=outcome.assignment.reason, reason=offer.reason, metrics=offer.metrics
+            )
+        accepted = verdict is not None and verdict.accepted
+        offered = after[name] if accepted else self.store.put_blob(self.channels[name].dump(offer.state))
+        return LedgerEntry(
+            **common,
+            action="commit" if accepted else "reject",
+            cause=f"{outcome.assignment.reason}; {offer.cause}",
+            reason=verdict.reason if verdict else "",
+            offered=offered,
+            writes=offer.writes,
+            metrics={**offer.metrics, **(verdict.metrics if verdict else {})},
+        )
+
+    # -------------------------------------------------------------------------------------------------- measurements
+
+    def _measure(self, number: int, phase: Phase, states: Mapping[str, Any]) -> tuple[list[Evaluation], list[Any]]:
+        """At a phase's end the held-out cells of every task; drift there and every ``drift_every`` rounds."""
+        settings = self.evaluator.settings
+        ends = sum(p.rounds for p in self.stream.phases[: phase.index + 1]) == number
+        evaluations: list[Evaluation] = []
+        if ends:
+            evaluations = self.evaluator.cells(
+                number,
+                self.channels,
+                states,
+                tasks=self._tasks(),
+                cells=[("live", "none"), ("live", "learned")],
+                purpose="phase",
+                known=[e for e in self.store.evaluations() if e.samples == settings.samples],
+            )
+        drift: list[Any] = []
+        if self._measures_drift() and (ends or number % settings.drift_every == 0):
+            weights = conditioning_of(self.channels, states, phase.task, ("live", "none"))
+            drift = self.evaluator.drift(number, weights, self._tasks())
+        return evaluations, drift
+
+    def _measures_drift(self) -> bool:
+        return self.evaluator.settings.drift_every > 0
+
+    # ---------------------------------------------------------------------------------------------------- small parts
+
+    def _tasks(self) -> list[str]:
+        """The stream's tasks in the order in which they first come up."""
+        return list(dict.fromkeys(p.task for p in self.stream.phases))
+
+    def _others(self, channel: str, task: str) -> Conditioning:
+        rest = {name: c for name, c in self.channels.items() if name != channel}
+        return conditioning_of(rest, self.states, task)
+
+    def _hashes(self) -> dict[str, str]:
+        return {name: self.store.put_blob(c.dump(self.states[name])) for name, c in self.channels.items()}
+
+
+def _count(clock: dict[str, float], timescale: Timescale, seconds: float) -> None:
+    key = f"{timescale}_s"
+    clock[key] = clock.get(key, 0.0) + seconds
+
+
+def _summary(evidence: Evidence, cost: Cost) -> dict[str, float]:
+    groups: Sequence[Group] = evidence.groups
+    rollouts = evidence.rollouts
+    texts = [r.completion.text.strip() for r in rollouts]
+    common = max((texts.count(t) for t in set(texts)), default=0)
+    return {
+        "reward": evidence.mean_reward,
+        "rollouts": float(cost.rollouts),
+        "prompt_tokens": float(cost.prompt_tokens),
+        "completion_tokens": float(cost.completion_tokens),
+        "dead_groups": evidence.dead_groups / len(groups) if groups else 0.0,
+        "failed_grades": float(sum(r.grade.failure is not None for r in rollouts)),
+        # A policy that collapsed to one answer shows here before it shows in the reward.
+        "commonest_answer": common / len(texts) if texts else 0.0,
+        "conditionings": float(len(evidence.conditionings)),
+    }
+
+
+def state_hash(channel: Channel[Any], state: Any) -> str:
+    """The name of a state: the hash of its dump."""
+    return content_hash(channel.dump(state))

@@ -1,0 +1,393 @@
+"""A local model as a policy: chat templates, sampling, teacher forcing, exact KL. Holds no learned state; what changes
+the model arrives in each conditioning and is mounted for the length of one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from twoclock.contracts import LowRankTensors
+from twoclock.errors import ConfigError, UnsupportedError
+from twoclock.models.engine import Draft, Engine, Prompted
+from twoclock.models.packing import common_prefix, pack
+from twoclock.models.plain import plain_generate, plain_logits
+from twoclock.models.shared_attention import PackedView, attention_calls, viewing
+from twoclock.nn.lowrank import LowRank, mounted
+from twoclock.nn.sampling import uniforms
+from twoclock.types import Completion, Conditioning, Delta, PolicyCard, Request, Sampling
+
+__all__ = ["LocalPolicy", "Stats"]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """See :class:`twoclock.contracts.SequenceStats`."""
+
+    logprobs: torch.Tensor
+    entropy: torch.Tensor
+    mask: torch.Tensor
+
+
+class LocalPolicy:
+    """A transformers causal LM as a :class:`~twoclock.contracts.Policy` and a :class:`~twoclock.contracts.Trainable`.
+
+    ``shared`` says whether the shared-attention path is used; ``notes`` say why not. ``max_rows`` bounds the rows
+    decoded at once, ``packed_tokens`` the tokens of one teacher-forced pass.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        base_hash: str,
+        max_rows: int = 64,
+        packed_tokens: int = 2048,
+        check: bool = True,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.packed_tokens = packed_tokens
+        self.notes: list[str] = []
+        self._ends = _end_tokens(model, tokenizer)
+        self._linears = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+        self._engine = Engine(model, self._ends, max_rows=max_rows)
+        self._card = PolicyCard(name=name, base_hash=base_hash, trainable=True, context_tokens=_context_tokens(model))
+        self._render = lru_cache(maxsize=4096)(self._render_uncached)
+        self._prefix = lru_cache(maxsize=256)(self._prefix_uncached)
+        self.shared = self._check_shared() if check else True
+
+    # ------------------------------------------------------------------------------------------------------- policy
+
+    @property
+    def card(self) -> PolicyCard:
+        return self._card
+
+    @property
+    def base_hash(self) -> str:
+        return self._card.base_hash
+
+    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[tuple[Completion, ...]]:
+        results: list[tuple[Completion, ...]] = [()] * len(requests)
+        by_delta: dict[str, list[int]] = {}
+        deltas: dict[str, Delta | None] = {}
+        for index, request in enumerate(requests):
+            delta = request.conditioning.delta
+            key = delta.id if delta else ""
+            deltas[key] = delta
+            by_delta.setdefault(key, []).append(index)
+        stopped = self._stopper(sampling.stop)
+        for key, indices in by_delta.items():
+            with self._mount(deltas[key]):
+                for index, completions in self._sample_one_delta(key, indices, requests, sampling, stopped):
+                    results[index] = completions
+        return results
+
+    def _sample_one_delta(
+        self, weights: str, indices: list[int], requests: Sequence[Request], sampling: Sampling, stopped: Any
+    ) -> list[tuple[int, tuple[Completion, ...]]]:
+        todo: list[tuple[int, Prompted]] = []
+        done: list[tuple[int, tuple[Completion, ...]]] = []
+        for index in indices:
+            request = requests[index]
+            tokens = self.render(request.prompt, request.conditioning)
+            if len(tokens) + sampling.max_new_tokens > self._card.context_tokens:
+                error = (
+                    f"the prompt has {len(tokens)} tokens and {sampling.max_new_tokens} are to be added, but the model "
+                    f"reads at most {self._card.context_tokens}"
+                )
+                failed = Completion(
+                    tokens=(), logprobs=(), text="", finish="error", prompt_tokens=len(tokens), error=error
+                )
+                done.append((index, (failed,) * len(request.seeds)))
+                continue
+            prefix = self.shared_prefix(request.conditioning)
+            shared = len(prefix) if tokens[: len(prefix)] == prefix and len(tokens) > len(prefix) else 0
+            todo.append((index, Prompted(tokens, shared, request.seeds)))
+        if not todo:
+            return done
+        if self.shared:
+            drafts = self._engine.generate(weights, [s for _, s in todo], sampling, stopped)
+        else:
+            drafts = [[self._plain(s.tokens, seed, sampling, stopped) for seed in s.seeds] for _, s in todo]
+        for (index, sequence), row in zip(todo, drafts, strict=True):
+            done.append((index, tuple(self._completion(d, len(sequence.tokens), sampling.stop) for d in row)))
+        return done
+
+    def _plain(self, tokens: tuple[int, ...], seed: int, sampling: Sampling, stopped: Any) -> Draft:
+        out, logprobs = plain_generate(self.model, tokens, seed, sampling, self._ends)
+        if stopped is not None:
+            for end in range(1, len(out) + 1):
+                if stopped(out[:end]):
+                    return Draft(out[:end], logprobs[:end], "stop")
+        return Draft(out, logprobs, "stop" if out and out[-1] in self._ends else "length")
+
+    def _completion(self, draft: Draft, prompt_tokens: int, stop: tuple[str, ...]) -> Completion:
+        text = self.tokenizer.decode(draft.tokens, skip_special_tokens=True)
+        cuts = [text.find(s) for s in stop if s in text]
+        return Completion(
+            tokens=tuple(draft.tokens),
+            logprobs=tuple(draft.logprobs),
+            text=text[: min(cuts)] if cuts else text,
+            finish="stop" if draft.finish == "stop" else "length",
+            prompt_tokens=prompt_tokens,
+        )
+
+    def _stopper(self, stop: tuple[str, ...]) -> Any:
+        if not stop:
+            return None
+        return lambda tokens: any(s in self.tokenizer.decode(tokens, skip_special_tokens=True) for s in stop)
+
+    # ---------------------------------------------------------------------------------------------------- rendering
+
+    def render(self, prompt: str, conditioning: Conditioning) -> tuple[int, ...]:
+        """The token ids that the model reads before it answers."""
+        return self._render(prompt, conditioning.system, conditioning.exemplars)
+
+    def prompt_tokens(self, prompt: str, conditioning: Conditioning) -> int:
+        return len(self.render(prompt, conditioning))
+
+    def shared_prefix(self, conditioning: Conditioning) -> tuple[int, ...]:
+        """The tokens that every prompt under this conditioning begins with: a function of the conditioning alone."""
+        return self._prefix(conditioning.system, conditioning.exemplars)
+
+    def _render_uncached(
+        self, prompt: str, system: str | None, exemplars: tuple[tuple[str, str], ...]
+    ) -> tuple[int, ...]:
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        for question, answer in exemplars:
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        messages.append({"role": "user", "content": prompt})
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _prefix_uncached(self, system: str | None, exemplars: tuple[tuple[str, str], ...]) -> tuple[int, ...]:
+        # Two prompts that share no first character agree exactly on what comes before any prompt.
+        one, other = (self._render(p, system, exemplars) for p in ("Apple", "7"))
+        return one[: common_prefix([one, other])]
+
+    # ------------------------------------------------------------------------------------------------------ weights
+
+    def _mount(self, delta: Delta | None) -> AbstractContextManager[None]:
+        if delta is None:
+            return mounted(self._linears, None)
+        if delta.base != self.base_hash:
+            raise UnsupportedError(
+                f"the delta {delta.id[:12]} was trained on base weights {delta.base[:12]}, but this model is "
+                f"{self.base_hash[:12]}; a delta means nothing on other weights"
+            )
+        if not isinstance(delta.payload, LowRank):
+            raise UnsupportedError(f"this policy cannot apply a delta of kind '{delta.kind}'; it applies 'lora'")
+        return mounted(self._linears, delta.payload)
+
+    def linear_shapes(self, patterns: Sequence[str]) -> dict[str, tuple[int, int]]:
+        known = {name.rsplit(".", 1)[-1] for name in self._linears}
+        unknown = [p for p in patterns if p not in known]
+        if unknown:
+            raise ConfigError(
+                [f"no linear layer is called '{p}' in this model; it has: {', '.join(sorted(known))}" for p in unknown]
+            )
+        return {
+            name: (module.out_features, module.in_features)
+            for name, module in self._linears.items()
+            if name.rsplit(".", 1)[-1] in patterns
+        }
+
+    # ---------------------------------------------------------------------------------------------- teacher forcing
+
+    def sequence_stats(
+        self,
+        prompts: Sequence[str],
+        conditioning: Conditioning,
+        completions: Sequence[Sequence[Sequence[int]]],
+        *,
+        temperature: float,
+        low_rank: tuple[LowRankTensors, float] | None = None,
+    ) -> list[Stats]:
+        mount = (
+            self._mount(conditioning.delta)
+            if low_rank is None
+            else mounted(self._linears, LowRank(low_rank[0], low_rank[1]))
+        )
+        rendered = [self.render(p, conditioning) for p in prompts]
+        results: list[Stats] = []
+        with mount:
+            for part in self._chunks(rendered, completions):
+                logits, rows = self._packed_logits([rendered[i] for i in part], [completions[i] for i in part])
+                results.extend(_stats(logits, [completions[i] for i in part], rows, temperature))
+        return results
+
+    def chunks(
+        self, prompts: Sequence[str], conditioning: Conditioning, completions: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[int]]:
+        return self._chunks([self.render(p, conditioning) for p in prompts], completions)
+
+    @torch.no_grad()
+    def exact_kl(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[Sequence[int]],
+        p: Conditioning,
+        q: Conditioning,
+    ) -> list[float]:
+        if p.id == q.id:
+            return [0.0] * len(prompts)
+        results: list[float] = []
+        step = 16
+        for start in range(0, len(prompts), step):
+            some, answers = prompts[start : start + step], completions[start : start + step]
+            lp, rows = self._conditioned_logprobs(some, answers, p)
+            lq, _ = self._conditioned_logprobs(some, answers, q)
+            for at_p in rows:
+                total = [float((lp[i].exp() * (lp[i] - lq[i])).sum()) for i in at_p]
+                results.append(sum(total) / len(total) if total else 0.0)
+        return results
+
+    def _conditioned_logprobs(
+        self, prompts: Sequence[str], completions: Sequence[Sequence[int]], conditioning: Conditioning
+    ) -> tuple[list[torch.Tensor], list[list[int]]]:
+        """Log-probabilities [V] at every completion position, flat over prompts, and which belong to which prompt."""
+        rendered = [self.render(x, conditioning) for x in prompts]
+        wrapped = [[list(c)] for c in completions]
+        flat: list[torch.Tensor] = []
+        owners: list[list[int]] = []
+        with self._mount(conditioning.delta):
+            for part in self._chunks(rendered, wrapped):
+                logits, rows = self._packed_logits([rendered[i] for i in part], [wrapped[i] for i in part])
+                logprobs = torch.log_softmax(logits.float(), dim=-1)
+                for at in rows:
+                    owners.append(list(range(len(flat), len(flat) + len(at[0]))))
+                    flat.extend(logprobs[i] for i in at[0])
+        return flat, owners
+
+    def _chunks(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[int]]:
+        """Consecutive prompts that together pack into ``packed_tokens``; one that is larger alone stands alone."""
+        parts: list[list[int]] = []
+        size = 0
+        for i, (prompt, answers) in enumerate(zip(prompts, completions, strict=True)):
+            new = len(prompt) + sum(len(a) for a in answers)
+            if parts:
+                shared = common_prefix([prompts[parts[-1][0]], prompt])
+                if size + new - shared <= self.packed_tokens:
+                    parts[-1].append(i)
+                    size += new - shared
+                    continue
+            parts.append([i])
+            size = new
+        return parts
+
+    def _packed_logits(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]
+    ) -> tuple[torch.Tensor, list[list[list[int]]]]:
+        """Logits [M, V] at the places that predict completion tokens only, and for each prompt and completion the
+        rows of them that it uses."""
+        packed = pack(prompts, completions)
+        wanted = sorted({i for rows in packed.predicted_from for row in rows for i in row})
+        place = {index: row for row, index in enumerate(wanted)}
+        rows = [[[place[i] for i in row] for row in prompt_rows] for prompt_rows in packed.predicted_from]
+        device = self.model.device
+        if not wanted:
+            return torch.zeros(0, self.model.config.vocab_size, device=device), rows
+        ids, at = packed.tokens[None].to(device), packed.positions[None].to(device)
+        if self.shared:
+            view = PackedView(packed.mask[None, None].to(device), at)
+            with viewing(self.model, view):
+                out = self.model(
+                    input_ids=ids,
+                    position_ids=at,
+                    use_cache=False,
+                    logits_to_keep=torch.tensor(wanted, device=device),
+                )
+            return out.logits[0], rows
+        pieces = []
+        for prompt, answers in zip(prompts, completions, strict=True):
+            for answer in answers:
+                logits = plain_logits(self.model, [*prompt, *answer])
+                pieces.append(logits[len(prompt) - 1 : len(prompt) + len(answer) - 1])
+        counter = iter(range(sum(p.shape[0] for p in pieces)))
+        return torch.cat(pieces), [[[next(counter) for _ in a] for a in answers] for answers in completions]
+
+    # ------------------------------------------------------------------------------------------------------- checks
+
+    @torch.no_grad()
+    def _check_shared(self) -> bool:
+        """Whether the shared path gives this model's own distributions, on a few tokens."""
+        vocab = int(self.model.config.get_text_config().vocab_size)
+        tokens = [int(u * min(vocab, 4096)) for u in uniforms(0, 24)]
+        try:
+            packed = pack([tokens[:12], tokens[:8]], [[tokens[12:18], tokens[18:]], [tokens[12:16]]])
+            view = PackedView(packed.mask[None, None].to(self.model.device), packed.positions[None])
+            at = packed.positions[None].to(self.model.device)
+            with viewing(self.model, view):
+                ours = self.model(
+                    input_ids=packed.tokens[None].to(self.model.device), position_ids=at, use_cache=False
+                ).logits[0]
+            if attention_calls() == 0:
+                raise UnsupportedError("the model computes attention by itself")
+            theirs = plain_logits(self.model, [*tokens[:12], *tokens[18:]])[-2]
+            mine = ours[packed.predicted_from[0][1][-1]]
+            loose = self.model.dtype in (torch.bfloat16, torch.float16)
+            error = float((mine.float().softmax(-1) - theirs.float().softmax(-1)).abs().sum())
+            if error > (0.1 if loose else 1e-3):
+                raise UnsupportedError(f"next-token probabilities differ by {error:.2g} in total variation")
+        except (UnsupportedError, TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as reason:
+            self.notes.append(f"prompts are not shared between rollouts, the slow path is used: {reason}")
+            return False
+        return True
+
+
+def _stats(
+    logits: torch.Tensor,
+    completions: Sequence[Sequence[Sequence[int]]],
+    rows: list[list[list[int]]],
+    temperature: float,
+) -> list[Stats]:
+    """The statistics of each prompt's completions from the logits [M, V] that predict them.
+
+    One gather for all tokens: indexing prompt by prompt would make the backward pass fill [M, V] once a prompt.
+    """
+    scaled = logits.float() if temperature == 1.0 else logits.float() / temperature
+    normal = torch.logsumexp(scaled, dim=-1)
+    with torch.no_grad():
+        probs = torch.softmax(scaled, dim=-1)
+        entropies = normal - (probs * scaled).sum(-1)
+    flat_rows = [i for answers in rows for at in answers for i in at]
+    flat_tokens = [t for answers in completions for answer in answers for t in answer]
+    index = torch.tensor(flat_rows, dtype=torch.long, device=logits.device)
+    token = torch.tensor(flat_tokens, dtype=torch.long, device=logits.device)
+    chosen = scaled[index, token] - normal[index]
+    spread = entropies[index]
+    results, start = [], 0
+    for answers in completions:
+        width = max((len(a) for a in answers), default=0)
+        columns = torch.arange(width, device=logits.device)
+        lengths = torch.tensor([len(a) for a in answers], dtype=torch.long, device=logits.device)
+        mask = columns[None, :] < lengths[:, None]
+        end = start + int(lengths.sum())
+        logprobs = logits.new_zeros(mask.shape, dtype=torch.float32).masked_scatter(mask, chosen[start:end])
+        entropy = logits.new_zeros(mask.shape, dtype=torch.float32).masked_scatter(mask, spread[start:end])
+        results.append(Stats(logprobs, entropy, mask.float()))
+        start = end
+    return results
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    ends: set[int] = set()
+    for value in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
+        if isinstance(value, int):
+            ends.add(value)
+        elif value:
+            ends.update(int(v) for v in value)
+    return frozenset(ends)
+
+
+def _context_tokens(model: Any) -> int:
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 2048) or 2048)
