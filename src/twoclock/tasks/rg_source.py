@@ -70,7 +70,7 @@ def check_source(family: str, config: Mapping[str, Any]) -> list[str]:
     if family in _REFUSED:
         return [f"reasoning-gym family '{family}' cannot be used: {_REFUSED[family]}"]
     problems = []
-    if family in HASH_DEPENDENT and os.environ.get("PYTHONHASHSEED", "random") in ("", "random"):
+    if family in HASH_DEPENDENT and not _hash_seed_is_pinned():
         problems.append(
             f"reasoning-gym family '{family}' makes other items in every process unless Python's hash seed is pinned; "
             "type PYTHONHASHSEED=0 in front of the command"
@@ -84,6 +84,12 @@ def check_source(family: str, config: Mapping[str, Any]) -> list[str]:
             hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
             problems.append(f"reasoning-gym family '{family}' has no option '{key}'; {hint}it has: {', '.join(fields)}")
     return problems or _check_values(family, registry[family][1], config)
+
+
+def _hash_seed_is_pinned() -> bool:
+    value = os.environ.get("PYTHONHASHSEED", "")
+    # Set to 0 after the start it would have no effect, which the flag gives away.
+    return value not in ("", "random") and not (value == "0" and sys.flags.hash_randomization)
 
 
 def _check_values(family: str, config_class: Any, config: Mapping[str, Any]) -> list[str]:

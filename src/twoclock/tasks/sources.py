@@ -119,7 +119,7 @@ def _well_typed(name: str, spec: Spec) -> tuple[list[str], dict[str, Any]]:
     """(mistakes of keys and types, the entries that are all right)."""
     if "source" not in spec:
         problems = [f"'source' is missing; it is one of: {', '.join(SOURCES)}"]
-    elif spec["source"] not in SOURCES:
+    elif str(spec["source"]) not in SOURCES:
         problems = [unknown_name("source", str(spec["source"]), SOURCES)]
     else:
         problems = []
