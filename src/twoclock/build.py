@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -130,31 +129,22 @@ def build_policy(config: RunConfig, progress: Progress | None = None) -> Policy:
             context_tokens=section.context_tokens,
         )
     try:
-        import torch
-
-        from twoclock.models.local import LocalPolicy
-        from twoclock.models.sources import load_model
+        from twoclock.models.local import open_local
     except ModuleNotFoundError as missing:
         raise MissingExtraError.of(missing.name or "torch", "local", "a local model") from missing
-    if section.threads:
-        torch.set_num_threads(section.threads)
-    source = section.source
-    beside = Path(config.base_dir) / source
-    if source != "packaged" and beside.exists():
-        source = str(beside)
-    loaded = load_model(
-        source, dtype=section.dtype, device=section.device, progress=progress, chat_template=section.chat_template
-    )
-    policy = LocalPolicy(
-        loaded.model,
-        loaded.tokenizer,
-        name=loaded.name,
-        base_hash=loaded.base_hash,
+    beside = Path(config.base_dir) / section.source
+    policy = open_local(
+        str(beside) if section.source != "packaged" and beside.exists() else section.source,
+        dtype=section.dtype,
+        device=section.device,
+        chat_template=section.chat_template,
+        threads=section.threads,
         max_rows=section.max_rows,
         packed_tokens=section.packed_tokens,
+        progress=progress,
     )
     if progress:
-        for note in (*loaded.notes, *policy.notes):
+        for note in policy.notes:
             progress(note)
     return policy
 
@@ -250,7 +240,7 @@ def create_session(
     parts = build_parts(config)
     # The model before the folder: a model that cannot be loaded must not leave a run behind.
     policy = build_policy(config, progress)
-    environment = {"base_hash": policy.card.base_hash, "model": policy.card.name, "threads": _threads()}
+    environment = {"base_hash": policy.card.base_hash, "model": policy.card.name}
     store = RunStore.create(path, config=config.plain(), config_text=config_text, environment=environment)
     session = Session(store, parts, progress)
     session.__dict__["policy"] = policy
@@ -278,12 +268,3 @@ def _stream_problems(config: RunConfig) -> list[str]:
 def _allocator(section: Mapping[str, Any]) -> Allocator:
     options = {k: v for k, v in section.items() if k != "name"}
     return build_allocator(str(section.get("name", "fixed")), options)
-
-
-def _threads() -> int:
-    try:
-        import torch
-
-        return int(torch.get_num_threads())
-    except ModuleNotFoundError:
-        return os.cpu_count() or 1

@@ -3,7 +3,7 @@ the model arrives in each conditioning and is mounted for the length of one call
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +21,7 @@ from twoclock.nn.lowrank import LowRank, mounted
 from twoclock.nn.sampling import uniforms
 from twoclock.types import Completion, Conditioning, Delta, PolicyCard, Request, Sampling
 
-__all__ = ["LocalPolicy", "Stats"]
+__all__ = ["LocalPolicy", "Stats", "open_local"]
 
 
 @dataclass(frozen=True)
@@ -391,3 +391,32 @@ def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
 
 def _context_tokens(model: Any) -> int:
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", 2048) or 2048)
+
+
+def open_local(
+    source: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    chat_template: str | None = None,
+    threads: int | None = None,
+    max_rows: int = 64,
+    packed_tokens: int = 2048,
+    progress: Callable[[str], None] | None = None,
+) -> LocalPolicy:
+    """A policy from a model source; see :func:`twoclock.models.sources.load_model` for what a source is."""
+    from twoclock.models.sources import load_model
+
+    if threads:
+        torch.set_num_threads(threads)
+    loaded = load_model(source, dtype=dtype, device=device, progress=progress, chat_template=chat_template)
+    policy = LocalPolicy(
+        loaded.model,
+        loaded.tokenizer,
+        name=loaded.name,
+        base_hash=loaded.base_hash,
+        max_rows=max_rows,
+        packed_tokens=packed_tokens,
+    )
+    policy.notes[:0] = loaded.notes
+    return policy
