@@ -197,8 +197,7 @@ class Session:
         """What the slow gate holds a budget to is what the report shows: the general prompts, without conditioning."""
 
         def meter(_: Workbench, offered: Conditioning, __: int) -> tuple[float, float]:
-            record = self.evaluator.drift(0, offered, [])[0]
-            return record.live_base, record.base_live
+            return self.evaluator.gate_drift(offered)
 
         return meter
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from twoclock.bench import grade_rollouts, sampling_cost
 from twoclock.contracts import Channel, Policy, Task, Trainable
-from twoclock.errors import ConfigError
+from twoclock.errors import ConfigError, UnsupportedError
 from twoclock.seeding import child_rng, child_seed
 from twoclock.types import Conditioning, Cost, DriftRecord, Evaluation, Item, Request, Sampling, Timescale
 
@@ -38,6 +38,10 @@ class EvaluationSettings:
     """Prompts of each set."""
     drift_tokens: int = 24
     """Tokens of continuation that drift is averaged over."""
+    gate_prompts: int = 6
+    """General prompts on which the slow gate holds each proposal to its drift budget: fewer, as it does so each round."""
+    gate_tokens: int = 12
+    """Tokens of their continuations."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -48,6 +52,8 @@ class EvaluationSettings:
                 ("drift_every", 0),
                 ("drift_prompts", 2),
                 ("drift_tokens", 1),
+                ("gate_prompts", 1),
+                ("gate_tokens", 1),
             )
             if getattr(self, name) < least
         ]
@@ -158,32 +164,44 @@ class Evaluator:
         sets = {"general": list(general_prompts()[:count])}
         for task in tasks:
             sets[f"task:{task}"] = [item.prompt for item in self.heldout(task)[:count]]
-        records = []
-        for name, prompts in sets.items():
-            if name not in self._base_drafts:
-                self._base_drafts[name] = self._continuations(name, prompts, Conditioning())
-            base_drafts = self._base_drafts[name]
-            # Identity needs no sampling: the base drafts are the live ones, and each KL is exactly 0.
-            live_drafts = base_drafts if live.is_identity else self._continuations(name, prompts, live)
-            forward = self.policy.exact_kl(prompts, live_drafts, live, Conditioning())
-            backward = self.policy.exact_kl(prompts, base_drafts, Conditioning(), live)
-            records.append(
-                DriftRecord(
-                    round=round,
-                    prompts=name,
-                    live_base=sum(forward) / len(forward),
-                    base_live=sum(backward) / len(backward),
-                    per_prompt_live_base=tuple(forward),
-                    per_prompt_base_live=tuple(backward),
-                    tokens=sum(len(d) for d in live_drafts) + sum(len(d) for d in base_drafts),
-                )
-            )
-        return records
+        tokens = self.settings.drift_tokens
+        return [self._drift_on(round, name, prompts, tokens, live, self.policy) for name, prompts in sets.items()]
 
-    def _continuations(self, name: str, prompts: Sequence[str], who: Conditioning) -> list[tuple[int, ...]]:
+    def gate_drift(self, weights: Conditioning) -> tuple[float, float]:
+        """(KL(live‖base), KL(base‖live)) on a few general prompts: what a slow gate holds a proposal to."""
+        if not isinstance(self.policy, Trainable):
+            raise UnsupportedError(f"the policy '{self.policy.card.name}' cannot be scored, so drift has no value")
+        prompts = list(general_prompts()[: self.settings.gate_prompts])
+        live = Conditioning(delta=weights.delta)
+        record = self._drift_on(0, "gate", prompts, self.settings.gate_tokens, live, self.policy)
+        return record.live_base, record.base_live
+
+    def _drift_on(
+        self, round: int, name: str, prompts: Sequence[str], tokens: int, live: Conditioning, model: Trainable
+    ) -> DriftRecord:
+        if name not in self._base_drafts:
+            self._base_drafts[name] = self._continuations(name, prompts, tokens, Conditioning())
+        base_drafts = self._base_drafts[name]
+        # Identity needs no sampling: the base drafts are the live ones, and each KL is exactly 0.
+        live_drafts = base_drafts if live.is_identity else self._continuations(name, prompts, tokens, live)
+        forward = model.exact_kl(prompts, live_drafts, live, Conditioning())
+        backward = model.exact_kl(prompts, base_drafts, Conditioning(), live)
+        return DriftRecord(
+            round=round,
+            prompts=name,
+            live_base=sum(forward) / len(forward),
+            base_live=sum(backward) / len(backward),
+            per_prompt_live_base=tuple(forward),
+            per_prompt_base_live=tuple(backward),
+            tokens=sum(len(d) for d in live_drafts) + sum(len(d) for d in base_drafts),
+        )
+
+    def _continuations(
+        self, name: str, prompts: Sequence[str], tokens: int, who: Conditioning
+    ) -> list[tuple[int, ...]]:
         requests = [
             Request(prompt=p, conditioning=who, seeds=(child_seed("drift", self.seed, name, i),))
             for i, p in enumerate(prompts)
         ]
-        plain = Sampling(max_new_tokens=self.settings.drift_tokens)
+        plain = Sampling(max_new_tokens=tokens)
         return [row[0].tokens for row in self.policy.sample(requests, plain)]
