@@ -1,0 +1,255 @@
+"""A run's measurements as one plain object, and that object in words: what ``eval`` and the end of a run show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any
+
+from twoclock.cli.output import cost_words, duration, interval_words, table
+
+if TYPE_CHECKING:
+    from twoclock.measure import Interval, ScoreMatrix, TaskTable
+    from twoclock.store import RunStore
+    from twoclock.types import DriftRecord, Evaluation
+
+__all__ = ["headline", "in_words", "recorded", "summarise"]
+
+EFFECTS = {
+    "slow": (("live_none", "base_none"),),
+    "fast": (("base_learned", "base_none"),),
+    "interaction": (("live_learned", "live_none"), ("base_learned", "base_none")),
+    "total": (("live_learned", "base_none"),),
+    "residual_use": (("live_learned", "live_none"),),
+}
+"""Each effect with the pairs of cells that it is a difference of (of differences)."""
+CLOCKS = ("rollout_s", "grade_s", "fast_s", "slow_s", "measure_s", "round_s")
+
+
+def recorded(store: RunStore, phases: Sequence[str]) -> dict[str, Any] | None:
+    """The summary of what ``eval`` measured of the states that are live now; None where a task has no such scores."""
+    head = store.head()
+    changes = [e for e in store.entries() if e.action in ("init", "commit", "rollback")]
+    if changes and changes[-1].action == "rollback":
+        return None  # scores bear a round, and a rollback lets a round's number stand for other states
+    finals = [e for e in store.evaluations("final") if e.round == head.round]
+    latest = {(e.task, e.weights, e.prompt): e for e in finals}
+    if any((task, w, p) not in latest for task in phases for w in ("base", "live") for p in ("none", "learned")):
+        return None
+    drift = {r.prompts: r for r in store.drift() if r.round == head.round}
+    return summarise(store, phases, list(latest.values()), list(drift.values()))
+
+
+def summarise(
+    store: RunStore, phases: Sequence[str], evaluations: Sequence[Evaluation], drift: Sequence[DriftRecord]
+) -> dict[str, Any]:
+    """Plain JSON. ``evaluations`` and ``drift`` are what was measured now; the rest comes from the ledger. The keys are
+    documented in ``twoclock eval --help``."""
+    from twoclock.measure import summarise_drift, task_tables
+
+    tables = task_tables(evaluations)
+    return {
+        "run": str(store.path),
+        "round": store.head().round,
+        "rounds_run": store.head().next_round - 1,
+        "model": store.environment.get("model"),
+        "tasks": {t.task: _task(t) for t in tables},
+        "drift": [
+            {
+                "prompts": s.prompts,
+                "live_base": s.live_base.as_dict(),
+                "base_live": s.base_live.as_dict(),
+                "tokens": s.tokens,
+            }
+            for s in summarise_drift(drift)
+        ],
+        "retention": _retention(store.evaluations(), phases, tables),
+        "cost": _cost(store, evaluations),
+    }
+
+
+def _task(found: TaskTable) -> dict[str, Any]:
+    named = {"_".join(cell): evaluation for cell, evaluation in found.evaluations.items()}
+    same: dict[str, list[str]] = {}
+    for name, evaluation in named.items():
+        same.setdefault(evaluation.conditioning_id, []).append(name)
+    split = found.split
+    return {
+        "round": found.round,
+        "cells": {
+            "_".join(cell): {**interval.as_dict(), "samples": found.evaluations[cell].samples}
+            for cell, interval in found.cells.items()
+        },
+        "effects": {name: _effect(getattr(split, name), pairs, list(same.values())) for name, pairs in EFFECTS.items()}
+        if split
+        else None,
+        "shares": {k: v.as_dict() for k, v in split.shares.items()} if split and split.shares else None,
+        "identical": [cells for cells in same.values() if len(cells) > 1],
+    }
+
+
+def _effect(interval: Interval, pairs: Sequence[tuple[str, str]], identical: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """An effect's plain form. Between cells that are one measurement it is 0 by construction: no sample could differ."""
+
+    def one(a: str, b: str) -> bool:
+        return any(a in cells and b in cells for cells in identical)
+
+    crossed = [(b[0], a[0]) for a in pairs for b in pairs if a is not b]
+    crossed += [(b[1], a[1]) for a in pairs for b in pairs if a is not b]
+    if all(one(*pair) for pair in pairs) or (crossed and all(one(*pair) for pair in crossed)):
+        return {**interval.as_dict(), "estimate": 0.0, "low": 0.0, "high": 0.0, "method": "identical"}
+    return interval.as_dict()
+
+
+def _retention(evaluations: Sequence[Evaluation], phases: Sequence[str], now: Sequence[TaskTable]) -> dict[str, Any]:
+    from twoclock.measure import score_matrix, summarise_retention, task_retention
+
+    matrix = score_matrix(evaluations, phases)
+    summary = summarise_retention(matrix)
+    return {
+        "matrix": {"tasks": list(matrix.tasks), "rows": [*_rows(matrix), _now(matrix.tasks, now)]},
+        "phases": [
+            {
+                "phase": r.phase,
+                "task": r.task,
+                **{name: getattr(r, name).as_dict() for name in ("start", "learned", "now", "gain", "change")},
+            }
+            for r in task_retention(evaluations, phases)
+        ],
+        "summary": {
+            f.name: getattr(summary, f.name).as_dict()
+            for f in fields(summary)
+            if f.name != "phases" and getattr(summary, f.name).is_known
+        },
+    }
+
+
+def _rows(matrix: ScoreMatrix) -> list[dict[str, Any]]:
+    rows = []
+    for i, round in enumerate(matrix.rounds):
+        after = "start" if i == 0 else f"phase {i} ({matrix.tasks[i - 1]})"
+        cells = [_known(matrix.cell(i, j)) for j in range(len(matrix.tasks))]
+        rows.append({"after": after, "round": round, "scores": cells})
+    return rows
+
+
+def _now(tasks: Sequence[str], tables: Sequence[TaskTable]) -> dict[str, Any]:
+    deployed = {t.task: t.cells.get(("live", "learned")) for t in tables}
+    return {
+        "after": "now",
+        "round": tables[0].round if tables else None,
+        "scores": [_known(deployed.get(task)) for task in tasks],
+    }
+
+
+def _known(interval: Interval | None) -> dict[str, Any] | None:
+    return interval.as_dict() if interval is not None and interval.is_known else None
+
+
+def _cost(store: RunStore, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    from twoclock.measure import cost_table
+    from twoclock.types import Cost, total
+
+    costs = cost_table(store.entries(), store.evaluations())
+    rounds = [row.metrics for row in store.rounds()]
+
+    def summed(name: str) -> float:
+        return sum(metrics.get(name, 0.0) for metrics in rounds)
+
+    rollouts = Cost(
+        rollouts=int(summed("rollouts")),
+        prompt_tokens=int(summed("prompt_tokens")),
+        completion_tokens=int(summed("completion_tokens")),
+        seconds=summed("rollout_s") + summed("grade_s"),
+    )
+    return {
+        "rollouts": asdict(rollouts),
+        "channels": {name: asdict(line.cost) for name, line in costs.by_channel.items()},
+        "evaluations": asdict(costs.measuring),
+        "this_evaluation": asdict(total(e.cost for e in evaluations)),
+        "seconds": {name.removesuffix("_s"): summed(name) for name in CLOCKS},
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ in words
+
+
+def headline(found: Mapping[str, Any]) -> str:
+    """The 2×2 of each task."""
+    return "\n\n".join(_task_words(name, task) for name, task in found["tasks"].items())
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """Everything, for a person."""
+    title = f"{found['run']} at round {found['round']}"
+    if found["round"] < found["rounds_run"]:
+        title += f" ({found['rounds_run']} rounds were run; a later one was rolled back)"
+    return "\n\n".join([title, headline(found), _drift_words(found), _retention_words(found), _cost_words(found)])
+
+
+def _task_words(name: str, task: Mapping[str, Any]) -> str:
+    cells = task["cells"]
+    counts = sorted({cell["n"] for cell in cells.values()})
+    samples = max(cell["samples"] for cell in cells.values())
+    each = f", {samples} samples each" if samples > 1 else ""
+    n = " to ".join(str(count) for count in (counts if len(counts) < 2 else (counts[0], counts[-1])))
+    rows = [["", "no prompt", "learned prompt"]]
+    for weights, label in (("base", "base weights"), ("live", "trained weights")):
+        rows.append([label, *(interval_words(cells.get(f"{weights}_{prompt}")) for prompt in ("none", "learned"))])
+    lines = [
+        f"{name}: held-out reward after round {task['round']} (n = {n} items{each}; 95 % intervals)",
+        table(rows),
+    ]
+    effects = task["effects"]
+    if effects:
+        parts = (("weights", "slow"), ("prompt", "fast"), ("only together", "interaction"))
+        words = ", ".join(f"{label} {interval_words(effects[key], signed=True)}" for label, key in parts)
+        lines += [f"  gain {interval_words(effects['total'], signed=True)}", f"    from {words}"]
+    return "\n".join([*lines, *_identical_words(task["identical"])])
+
+
+def _identical_words(identical: Sequence[Sequence[str]]) -> list[str]:
+    """Which cells are one measurement, and why."""
+    lines = []
+    groups = [set(cells) for cells in identical]
+    if any({"base_none", "live_none"} <= group for group in groups):
+        lines.append("  no weights are learned here: both rows are the base model, measured once")
+    if any({"base_none", "base_learned"} <= group for group in groups):
+        lines.append("  no prompt is learned here for this task: both columns are one measurement")
+    return lines
+
+
+def _drift_words(found: Mapping[str, Any]) -> str:
+    if not found["drift"]:
+        return "drift: not measured (the policy gives no log-probabilities of given text)"
+    rows = [["prompts", "KL(live‖base)", "KL(base‖live)", "tokens"]]
+    for record in found["drift"]:
+        numbers = [interval_words(record[way], digits=4) for way in ("live_base", "base_live")]
+        rows.append([record["prompts"], *numbers, str(record["tokens"])])
+    return "drift of the weights from the base, nats a token (95 % intervals over prompts)\n" + table(rows)
+
+
+def _retention_words(found: Mapping[str, Any]) -> str:
+    retention = found["retention"]
+    matrix = retention["matrix"]
+    rows = [["after", "round", *matrix["tasks"]]]
+    for row in matrix["rows"]:
+        at = "–" if row["round"] is None else str(row["round"])
+        rows.append([row["after"], at, *(interval_words(score) for score in row["scores"])])
+    lines = ["retention: held-out reward of the deployed system (trained weights, learned prompt)", table(rows)]
+    for phase in retention["phases"]:
+        change = interval_words(phase["change"], signed=True)
+        gain = interval_words(phase["gain"], signed=True)
+        lines.append(f"  {phase['task']}: {change} since the end of its phase {phase['phase']}, {gain} since the start")
+    return "\n".join(lines)
+
+
+def _cost_words(found: Mapping[str, Any]) -> str:
+    from twoclock.types import Cost
+
+    cost = found["cost"]
+    rows = [["rounds' rollouts", cost_words(Cost(**cost["rollouts"]))]]
+    rows += [[f"channel {name}", cost_words(Cost(**spent))] for name, spent in cost["channels"].items()]
+    rows.append(["evaluations", cost_words(Cost(**cost["evaluations"]))])
+    rows.append(["all rounds", duration(cost["seconds"]["round"])])
+    return "cost\n" + table(rows)
