@@ -61,9 +61,10 @@ class Parts:
         )
         self.gate_config: GateConfig = attempt(lambda: read_options(GateConfig, config.gates, "[gates]"))
         reflector = attempt(lambda: build_reflector(config))
+        # By name: a run that is opened again reads them from canonical JSON, and must join and record them alike.
         self.channels: dict[str, Channel[Any]] = {
             name: channel
-            for name, options in config.channels.items()
+            for name, options in sorted(config.channels.items())
             if (channel := attempt(partial(build_channel, name, options, reflector))) is not None
         }
         self.allocator: Allocator = attempt(lambda: _allocator(config.allocator))
