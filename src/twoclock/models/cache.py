@@ -266,8 +266,9 @@ def _disk_errors(root: Path, what: str, need_bytes: int) -> Iterator[None]:
         # safetensors raises its own error type, with the operating system's number in the text
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
         if full:
+            detail = getattr(error, "strerror", None) or error
             raise ModelError(
-                f"the disk is full: preparing {what} needs about {need_bytes / 1e6:,.0f} MB in {root} ({error}); free "
+                f"the disk is full: preparing {what} needs about {need_bytes / 1e6:,.0f} MB in {root} ({detail}); free "
                 "some space there, or move the cache: export TWOCLOCK_CACHE=/a/folder/with/space"
             ) from error
         if isinstance(error, PermissionError) or getattr(error, "errno", None) in (errno.EROFS, errno.ENOTDIR):

@@ -7,6 +7,7 @@ counts, key-value pairs, tensor names with type and offset, then the data from a
 
 from __future__ import annotations
 
+import importlib.metadata
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ def read_header(path: Path) -> GgufHeader:
         raise ModelError(
             f"{path} is truncated: it has {size:,} bytes but its {header.num_values} header values and "
             f"{len(header.tensor_types)} tensors need {header.expected_bytes:,} "
-            f"({100 * size / header.expected_bytes:.0f} % is there); get it again"
+            f"({header.expected_bytes - size:,} are missing); get it again"
         )
     return header
 
@@ -211,7 +212,7 @@ def convert_gguf(path: Path, out: Path, *, sha256: str, title: str, progress: Pr
     """
     require_local("gguf", purpose="reading a GGUF file")
     header = read_header(path)
-    progress(f"converting {path.name} to {header.stored_dtype} safetensors (once; about half a minute)")
+    progress(f"converting {path.name} to {header.stored_dtype} safetensors; this is done once")
     try:
         with quiet_transformers():
             tokenizer = _tokenizer_from_gguf(path)
@@ -292,16 +293,8 @@ def _base_hash(out: Path, sha256: str) -> str:
 
 
 def _versions() -> dict[str, str]:
-    import gguf
-    import torch
-    import transformers
-
-    return {
-        "torch": str(torch.__version__),
-        "transformers": str(transformers.__version__),
-        "gguf": str(getattr(gguf, "__version__", "")),
-        "conversion": str(CONVERSION),
-    }
+    packages = ("torch", "transformers", "gguf")
+    return {**{name: importlib.metadata.version(name) for name in packages}, "conversion": str(CONVERSION)}
 
 
 def _silent(message: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import json
 import warnings
 from collections.abc import Iterator
@@ -38,7 +39,10 @@ def require_local(*packages: str, purpose: str = "loading a local model") -> Non
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars, advice or warnings from transformers inside; its settings are put back afterwards."""
+    """No progress bars, advice or warnings from transformers inside; its settings are put back afterwards.
+
+    Its GGUF reader draws a bar that no setting turns off, so what is written to standard error is dropped too.
+    """
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -46,7 +50,7 @@ def quiet_transformers() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

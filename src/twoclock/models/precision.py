@@ -203,8 +203,8 @@ def _matmul_speed(dtype: str) -> float:
 
 
 def _copy_speed() -> float:
-    """Bytes a second, read and written, of copying a block that no processor cache holds."""
-    source = np.ones(128_000_000, dtype=np.uint8)
+    """Bytes a second, read and written, of copying a block larger than most processor caches."""
+    source = np.ones(256_000_000, dtype=np.uint8)
     target = np.zeros_like(source)
     return 2 * source.nbytes / _best(lambda: np.copyto(target, source), limit_s=0.5)
 

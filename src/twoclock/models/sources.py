@@ -213,7 +213,7 @@ def _from_hub(source: str, progress: Progress | None) -> Path:
             f"the model '{source}' is neither a local path nor in the hub's local cache, and the hub could not be "
             f"reached; check the network, or {ways}"
         ) from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # the hub client, its transports and a damaged answer each raise their own kind
         text = " ".join(str(error).split())[:300]
         raise ModelError(f"the model '{source}' could not be fetched from the hub: {text}; {ways}") from error
 
