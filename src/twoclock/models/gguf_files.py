@@ -19,7 +19,7 @@ from twoclock.hashing import content_hash
 from twoclock.models.cache import Progress, cache_root, ensure_folder, file_sha256, remembered_sha256
 from twoclock.models.hf import quiet_transformers, read_model, read_tokenizer, require_local, weight_files
 
-__all__ = ["GgufHeader", "convert_gguf", "ensure_gguf", "folder_name", "read_header"]
+__all__ = ["GgufHeader", "convert_gguf", "ensure_gguf", "folder_name", "is_gguf", "read_header"]
 
 CONVERSION = 1
 """Part of the cached folder's name; raise it when the conversion changes what it writes."""
@@ -97,6 +97,12 @@ def _value(handle: IO[bytes], kind: int) -> str | int | None:
         raise _TruncatedError
     _take(handle, SCALAR_BYTES[kind])
     return None
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as a GGUF file does."""
+    with path.open("rb") as handle:
+        return handle.read(4) == b"GGUF"
 
 
 def read_header(path: Path) -> GgufHeader:

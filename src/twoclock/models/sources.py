@@ -15,7 +15,7 @@ from typing import Any
 from twoclock.errors import ConfigError, ModelError, nearest, unknown_name
 from twoclock.hashing import content_hash
 from twoclock.models.cache import Progress, cache_root, damage, read_json, read_record, remembered_sha256
-from twoclock.models.gguf_files import ensure_gguf
+from twoclock.models.gguf_files import ensure_gguf, is_gguf
 from twoclock.models.hf import quiet_transformers, read_config, read_model, read_tokenizer, require_local, weight_files
 from twoclock.models.packaged import SMOLLM2, ensure_packaged
 from twoclock.models.precision import choose_dtype
@@ -103,7 +103,7 @@ def locate(source: str, *, cache_dir: Path | None = None, progress: Progress | N
     if path.is_dir():
         return path.absolute(), path.absolute().name
     if path.is_file():
-        if path.suffix.lower() == ".gguf" or path.open("rb").read(4) == b"GGUF":
+        if path.suffix.lower() == ".gguf" or is_gguf(path):
             return ensure_gguf(path.absolute(), cache_dir=cache_dir, progress=progress), path.stem
         raise ModelError(
             f"{path} is a file but no GGUF; give a .gguf file, or the folder that holds config.json and the weights "
