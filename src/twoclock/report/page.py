@@ -1,0 +1,324 @@
+"""One HTML page from one run: puts the tables and figures into the template, and writes the file.
+
+The page needs no network: plotly's script stands in it, once. What comes from the run (prompts, answers, names) is
+untrusted: the template escapes all of it, data for scripts cannot close their element, and the page's own policy lets
+no script run but the two whose hashes it names, and nothing load from anywhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import secrets
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from twoclock.errors import ConfigError, StoreError
+from twoclock.hashing import short
+from twoclock.measure import DriftSummary, summarise_drift
+from twoclock.report import figures, formats, tables
+from twoclock.report.glossary import METRICS, WORDS
+from twoclock.report.reading import RunData, part, read_run
+from twoclock.store import RunStore
+from twoclock.store.blobs import write_atomically
+
+__all__ = ["render", "write_report"]
+
+MAX_TEXT = 6_000
+"""Characters of one sampled prompt or answer on the page; writes of the fast clock are never cut."""
+MAX_CARDS = 3
+"""Tasks with a headline number of their own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One headline number."""
+
+    title: str
+    value: str
+    note: str
+
+
+def write_report(run_path: Path, out: Path | None = None) -> Path:
+    """Render the run in ``run_path`` into the file ``out`` (``report.html`` in the run's folder), and return its path.
+
+    The file is replaced whole or not at all. StoreError when the run cannot be read or the file not be written,
+    ConfigError when ``out`` is a folder.
+    """
+    run_path = Path(run_path)
+    target = run_path / "report.html" if out is None else Path(out)
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder; give a file for the report, such as {target / 'report.html'}")
+    with RunStore.open(run_path) as store:
+        page = render(store)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the folder {target.parent} for the report: {error.strerror or error}") from error
+    temporary = target.parent / f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    write_atomically(target, page.encode("utf-8", "backslashreplace"), temporary)
+    return target
+
+
+def render(store: RunStore) -> str:
+    """The page of a run, as text. Works on runs that are still going on; says what was not measured and how to measure
+    it. StoreError for a run that never began."""
+    data = read_run(store)
+    scripts = {"plotly": _plotly_js(), "page": _asset("report.js")}
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            **_context(data),
+            style=Markup(_asset("report.css")),
+            scripts={name: Markup(text) for name, text in scripts.items()},
+            policy=_policy(list(scripts.values())),
+        )
+    )
+
+
+# ------------------------------------------------------------------------------------------------- what the page says
+
+
+def _context(data: RunData) -> dict[str, Any]:
+    """All values of the template."""
+    splits = tables.split_rows(data)
+    retention = tables.retention(data)
+    drift = summarise_drift(data.drift)
+    costs = tables.cost_rows(data)
+    return {
+        "data": data,
+        "name": part(data.config, "run", "name") or Path(data.path).name,
+        "status": _status(data),
+        "facts": _facts(data),
+        "cards": _cards(data, splits, retention, drift, costs),
+        "config_text": json.dumps(data.config, indent=2, ensure_ascii=False),
+        "commands": {
+            verb: f"twoclock {verb} {shlex.quote(data.path)}" for verb in ("eval", "resume", "log", "rollback")
+        },
+        "rolled_back": data.head.cause if data.head.cause.startswith("rollback") else "",
+        "evaluated_at": data.evaluations[-1].round if data.evaluations else None,
+        "splits": splits,
+        "prompts": _learned_prompts(data, splits),
+        "retention": retention,
+        "drift": drift,
+        "drift_budget": part(data.config, "allocator", "drift"),
+        "costs": costs,
+        "channels": list(dict.fromkeys(entry.channel for entry in data.entries)),
+        "actions": list(dict.fromkeys(entry.action for entry in data.entries)),
+        "metrics": METRICS,
+        "words": WORDS,
+        "cell_names": tables.CELL_NAMES,
+        "figures": _figures(data, splits, retention, drift, costs),
+        "max_text": MAX_TEXT,
+    }
+
+
+def _figures(
+    data: RunData,
+    splits: Sequence[tables.SplitRow],
+    retention: tables.Retention,
+    drift: Sequence[DriftSummary],
+    costs: Sequence[tables.CostRow],
+) -> dict[str, Markup]:
+    """The figures that there is something to draw in, as JSON."""
+    drawn: dict[str, Any] = {}
+    if data.bins or data.evaluations:
+        drawn["reward"] = figures.reward_figure(data)
+    if any(split.table for split in splits):
+        drawn["split"] = figures.split_figure(splits)
+    if retention.matrix is not None:
+        drawn["retention"] = figures.retention_figure(retention)
+    if drift:
+        drawn["drift_live_base"] = figures.drift_figure(drift, "live_base", data.tasks)
+        drawn["drift_base_live"] = figures.drift_figure(drift, "base_live", data.tasks)
+    if costs[-1].cost.seconds:
+        drawn["cost"] = figures.cost_figure(costs)
+    if costs[-1].cost.tokens:
+        drawn["tokens"] = figures.token_figure(costs)
+    return {name: script_json(figure.to_json()) for name, figure in drawn.items()}
+
+
+def _status(data: RunData) -> str:
+    done, planned = len(data.rounds), data.planned
+    if planned is None:
+        return f"{done} round{'' if done == 1 else 's'}"
+    if done >= planned:
+        return f"finished: {done} of {planned} rounds"
+    return f"not finished: {done} of {planned} rounds"
+
+
+def _facts(data: RunData) -> list[tuple[str, str]]:
+    """The lines of the header; what was not recorded is left out."""
+    environment, config = data.environment, data.config
+    model = part(environment, "model") or part(config, "model", "name") or part(config, "model", "source")
+    base = part(environment, "base_hash")
+    stream = " → ".join(
+        f"{phase.task} ({phase.planned if phase.planned is not None else '?'} rounds)" for phase in data.phases
+    )
+    seed = part(config, "run", "seed")
+    own = part(environment, "twoclock") or {}
+    packages = part(environment, "packages") or {}
+    machine = part(environment, "machine") or {}
+    code = f", source {short(str(own['source_hash']))}" if "source_hash" in own else ""
+    facts = [
+        ("Model", str(model) if model else ""),
+        ("Base weights", short(str(base)) if base else ""),
+        ("Seed", str(part(config, "seed") if seed is None else seed)),
+        ("When", _when(data)),
+        ("twoclock", f"{own.get('version', '')}{code}"),
+        ("Python", str(part(environment, "python", "version") or "")),
+        ("Machine", " ".join(str(machine[k]) for k in ("system", "architecture") if k in machine)
+         + (f", {machine['cpus']} CPUs" if machine.get("cpus") else "")),
+        ("Stream", stream),
+        ("Packages", ", ".join(f"{name} {packages[name]}" for name in sorted(packages))),
+        ("To run it again", _command(data)),
+    ]  # fmt: skip
+    return [(name, value) for name, value in facts if value and value != "None"]
+
+
+def _when(data: RunData) -> str:
+    if not data.rounds:
+        return formats.when(data.entries[0].at) if data.entries else ""
+    return formats.when(data.rounds[0].started, data.rounds[-1].at)
+
+
+def _command(data: RunData) -> str:
+    """The command as it was recorded, or the one that takes the run's own copy of its configuration."""
+    recorded = part(data.environment, "command")
+    if isinstance(recorded, str):
+        return recorded
+    if isinstance(recorded, (list, tuple)):
+        return shlex.join(str(word) for word in recorded)
+    copy = Path(data.path) / "config.toml"
+    return f"twoclock run {shlex.quote(str(copy))}" if copy.is_file() else ""
+
+
+def _cards(
+    data: RunData,
+    splits: Sequence[tables.SplitRow],
+    retention: tables.Retention,
+    drift: Sequence[DriftSummary],
+    costs: Sequence[tables.CostRow],
+) -> list[Card]:
+    cards = [_reward_card(split) for split in splits[:MAX_CARDS]]
+    latest = [summary for summary in drift if summary.prompts == "general"] or list(drift)
+    if latest:
+        last = latest[-1]
+        cards.append(
+            Card(
+                title="Drift KL(live‖base)",
+                value=formats.number(last.live_base.estimate, 3),
+                note=f"{formats.interval_text(last.live_base, 3)} prompts ({last.prompts}); nats a token, round "
+                f"{last.round}",
+            )
+        )
+    else:
+        cards.append(Card(title="Drift KL(live‖base)", value=formats.DASH, note="not measured"))
+    forgotten = retention.summary.forgetting if retention.summary else None
+    if forgotten is not None and forgotten.is_known:
+        note = f"{formats.interval_text(forgotten, sign=True)} items; positive is loss"
+        cards.append(Card(title="Forgetting", value=formats.number(forgotten.estimate, sign=True), note=note))
+    else:
+        cards.append(Card(title="Forgetting", value=formats.DASH, note="needs two finished phases"))
+    bill = costs[-1].cost
+    cards.append(
+        Card(
+            title="Cost",
+            value=formats.duration(bill.seconds),
+            note=f"{bill.rollouts:,} rollouts, {bill.tokens:,} tokens, {bill.optimizer_steps:,} optimizer steps, "
+            "measuring included",
+        )
+    )
+    return cards
+
+
+def _reward_card(split: tables.SplitRow) -> Card:
+    title = f"Held-out reward, {split.task}"
+    base, now = split.base, split.deployed
+    if base is None and now is None:
+        return Card(title=title, value=formats.DASH, note="not measured")
+    values = [formats.number(score.estimate) if score else formats.DASH for score in (base, now)]
+    notes = [
+        f"{name}: {formats.interval_text(score)}"
+        for name, score in (("base, no prompt", base), ("trained, learned prompt", now))
+        if score
+    ]
+    return Card(title=title, value=" → ".join(values), note="\n".join(notes))
+
+
+def _learned_prompts(data: RunData, splits: Sequence[tables.SplitRow]) -> dict[str, Mapping[str, Any]]:
+    """What was shown to the model in each task's deployed cell, where the store has it."""
+    found = {}
+    for split in splits:
+        deployed = split.table.evaluations.get(("live", "learned")) if split.table else None
+        conditioning = data.conditionings.get(deployed.conditioning_id) if deployed else None
+        if conditioning and (conditioning["system"] or conditioning["exemplars"]):
+            found[split.task] = conditioning
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------ how it is made
+
+
+def script_json(text: str) -> Markup:
+    """JSON that can stand in a script element: nothing in it can end the element or begin a comment."""
+    escapes = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+    for character, escaped in escapes.items():
+        text = text.replace(character, escaped)
+    return Markup(text)
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """A content security policy: these inline scripts by their hashes, inline style, no other source of anything."""
+    hashes = [base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii") for text in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _plotly_js() -> str:
+    from plotly.offline import get_plotlyjs
+
+    text: str = get_plotlyjs()
+    # A browser hashes the text after it has made all line ends alike.
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _asset(name: str) -> str:
+    return resources.files("twoclock.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("twoclock", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        ci=formats.interval,
+        count=formats.count,
+        amount=formats.amount,
+        duration=formats.duration,
+        number=formats.number,
+        cost=formats.cost_words,
+        cut=_cut,
+    )
+    return environment
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}\n… ({len(text) - MAX_TEXT:,} more characters)"
