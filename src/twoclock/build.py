@@ -115,8 +115,8 @@ def build_reflector(config: RunConfig) -> Reflector | None:
     raise ConfigError("[reflector] needs 'callable', or 'endpoint' and 'name'")
 
 
-def build_policy(config: RunConfig, progress: Progress | None = None) -> Policy:
-    """The policy that ``[model]`` names; loads a local model."""
+def build_policy(config: RunConfig, progress: Progress | None = None, *, dtype: str | None = None) -> Policy:
+    """The policy that ``[model]`` names; loads a local model. ``dtype`` replaces an automatic choice."""
     section = config.model
     if section.endpoint:
         from twoclock.models.remote import RemotePolicy
@@ -136,7 +136,7 @@ def build_policy(config: RunConfig, progress: Progress | None = None) -> Policy:
     beside = Path(config.base_dir) / section.source
     policy = open_local(
         str(beside) if section.source != "packaged" and beside.exists() else section.source,
-        dtype=section.dtype,
+        dtype=dtype if dtype and section.dtype == "auto" else section.dtype,
         device=section.device,
         chat_template=section.chat_template,
         threads=section.threads,
@@ -158,7 +158,8 @@ class Session:
 
     @cached_property
     def policy(self) -> Policy:
-        policy = build_policy(self.parts.config, self._progress)
+        # The dtype that "auto" came to when the run began: another one would not continue to the same numbers.
+        policy = build_policy(self.parts.config, self._progress, dtype=self.store.environment.get("dtype"))
         expected = self.store.environment.get("base_hash")
         if expected and expected != policy.card.base_hash:
             raise ConfigError(
@@ -240,7 +241,11 @@ def create_session(
     parts = build_parts(config)
     # The model before the folder: a model that cannot be loaded must not leave a run behind.
     policy = build_policy(config, progress)
-    environment = {"base_hash": policy.card.base_hash, "model": policy.card.name}
+    environment = {
+        "base_hash": policy.card.base_hash,
+        "model": policy.card.name,
+        "dtype": getattr(policy, "dtype", None),
+    }
     store = RunStore.create(path, config=config.plain(), config_text=config_text, environment=environment)
     session = Session(store, parts, progress)
     session.__dict__["policy"] = policy

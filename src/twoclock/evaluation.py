@@ -39,7 +39,7 @@ class EvaluationSettings:
     drift_tokens: int = 24
     """Tokens of continuation that drift is averaged over."""
     gate_prompts: int = 6
-    """General prompts on which the slow gate holds each proposal to its drift budget: fewer, as it does so each round."""
+    """General prompts on which the slow gate holds each proposal to its drift budget: few, as it does so each round."""
     gate_tokens: int = 12
     """Tokens of their continuations."""
 

@@ -70,6 +70,11 @@ class LocalPolicy:
         return self._card
 
     @property
+    def dtype(self) -> str:
+        """The compute dtype, such as ``bfloat16``."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
     def base_hash(self) -> str:
         return self._card.base_hash
 
