@@ -14,7 +14,6 @@ import os
 import secrets
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from twoclock.errors import ConfigError, StoreError
-from twoclock.hashing import short
 from twoclock.measure import DriftSummary, summarise_drift
-from twoclock.report import figures, formats, tables
+from twoclock.report import figures, formats, heading, tables
+from twoclock.report.curve import reward_figure
 from twoclock.report.glossary import METRICS, WORDS
 from twoclock.report.reading import RunData, part, read_run
 from twoclock.store import RunStore
@@ -35,17 +34,6 @@ __all__ = ["render", "write_report"]
 
 MAX_TEXT = 6_000
 """Characters of one sampled prompt or answer on the page; writes of the fast clock are never cut."""
-MAX_CARDS = 3
-"""Tasks with a headline number of their own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """One headline number."""
-
-    title: str
-    value: str
-    note: str
 
 
 def write_report(run_path: Path, out: Path | None = None) -> Path:
@@ -98,9 +86,9 @@ def _context(data: RunData) -> dict[str, Any]:
     return {
         "data": data,
         "name": part(data.config, "run", "name") or Path(data.path).name,
-        "status": _status(data),
-        "facts": _facts(data),
-        "cards": _cards(data, splits, retention, drift, costs),
+        "status": heading.status(data),
+        "facts": heading.facts(data),
+        "cards": heading.cards(data, splits, retention, drift, costs),
         "config_text": json.dumps(data.config, indent=2, ensure_ascii=False),
         "commands": {
             verb: f"twoclock {verb} {shlex.quote(data.path)}" for verb in ("eval", "resume", "log", "rollback")
@@ -133,7 +121,7 @@ def _figures(
     """The figures that there is something to draw in, as JSON."""
     drawn: dict[str, Any] = {}
     if data.bins or data.evaluations:
-        drawn["reward"] = figures.reward_figure(data)
+        drawn["reward"] = reward_figure(data)
     if any(split.table for split in splits):
         drawn["split"] = figures.split_figure(splits)
     if retention.matrix is not None:
@@ -146,114 +134,6 @@ def _figures(
     if costs[-1].cost.tokens:
         drawn["tokens"] = figures.token_figure(costs)
     return {name: script_json(figure.to_json()) for name, figure in drawn.items()}
-
-
-def _status(data: RunData) -> str:
-    done, planned = len(data.rounds), data.planned
-    if planned is None:
-        return f"{done} round{'' if done == 1 else 's'}"
-    if done >= planned:
-        return f"finished: {done} of {planned} rounds"
-    return f"not finished: {done} of {planned} rounds"
-
-
-def _facts(data: RunData) -> list[tuple[str, str]]:
-    """The lines of the header; what was not recorded is left out."""
-    environment, config = data.environment, data.config
-    model = part(environment, "model") or part(config, "model", "name") or part(config, "model", "source")
-    base = part(environment, "base_hash")
-    stream = " → ".join(
-        f"{phase.task} ({phase.planned if phase.planned is not None else '?'} rounds)" for phase in data.phases
-    )
-    seed = part(config, "run", "seed")
-    own = part(environment, "twoclock") or {}
-    packages = part(environment, "packages") or {}
-    machine = part(environment, "machine") or {}
-    code = f", source {short(str(own['source_hash']))}" if "source_hash" in own else ""
-    facts = [
-        ("Model", str(model) if model else ""),
-        ("Base weights", short(str(base)) if base else ""),
-        ("Seed", str(part(config, "seed") if seed is None else seed)),
-        ("When", _when(data)),
-        ("twoclock", f"{own.get('version', '')}{code}"),
-        ("Python", str(part(environment, "python", "version") or "")),
-        ("Machine", " ".join(str(machine[k]) for k in ("system", "architecture") if k in machine)
-         + (f", {machine['cpus']} CPUs" if machine.get("cpus") else "")),
-        ("Stream", stream),
-        ("Packages", ", ".join(f"{name} {packages[name]}" for name in sorted(packages))),
-        ("To run it again", _command(data)),
-    ]  # fmt: skip
-    return [(name, value) for name, value in facts if value and value != "None"]
-
-
-def _when(data: RunData) -> str:
-    if not data.rounds:
-        return formats.when(data.entries[0].at) if data.entries else ""
-    return formats.when(data.rounds[0].started, data.rounds[-1].at)
-
-
-def _command(data: RunData) -> str:
-    """The command as it was recorded, or the one that takes the run's own copy of its configuration."""
-    recorded = part(data.environment, "command")
-    if isinstance(recorded, str):
-        return recorded
-    if isinstance(recorded, (list, tuple)):
-        return shlex.join(str(word) for word in recorded)
-    copy = Path(data.path) / "config.toml"
-    return f"twoclock run {shlex.quote(str(copy))}" if copy.is_file() else ""
-
-
-def _cards(
-    data: RunData,
-    splits: Sequence[tables.SplitRow],
-    retention: tables.Retention,
-    drift: Sequence[DriftSummary],
-    costs: Sequence[tables.CostRow],
-) -> list[Card]:
-    cards = [_reward_card(split) for split in splits[:MAX_CARDS]]
-    latest = [summary for summary in drift if summary.prompts == "general"] or list(drift)
-    if latest:
-        last = latest[-1]
-        cards.append(
-            Card(
-                title="Drift KL(live‖base)",
-                value=formats.number(last.live_base.estimate, 3),
-                note=f"{formats.interval_text(last.live_base, 3)} prompts ({last.prompts}); nats a token, round "
-                f"{last.round}",
-            )
-        )
-    else:
-        cards.append(Card(title="Drift KL(live‖base)", value=formats.DASH, note="not measured"))
-    forgotten = retention.summary.forgetting if retention.summary else None
-    if forgotten is not None and forgotten.is_known:
-        note = f"{formats.interval_text(forgotten, sign=True)} items; positive is loss"
-        cards.append(Card(title="Forgetting", value=formats.number(forgotten.estimate, sign=True), note=note))
-    else:
-        cards.append(Card(title="Forgetting", value=formats.DASH, note="needs two finished phases"))
-    bill = costs[-1].cost
-    cards.append(
-        Card(
-            title="Cost",
-            value=formats.duration(bill.seconds),
-            note=f"{bill.rollouts:,} rollouts, {bill.tokens:,} tokens, {bill.optimizer_steps:,} optimizer steps, "
-            "measuring included",
-        )
-    )
-    return cards
-
-
-def _reward_card(split: tables.SplitRow) -> Card:
-    title = f"Held-out reward, {split.task}"
-    base, now = split.base, split.deployed
-    if base is None and now is None:
-        return Card(title=title, value=formats.DASH, note="not measured")
-    values = [formats.number(score.estimate) if score else formats.DASH for score in (base, now)]
-    notes = [
-        f"{name}: {formats.interval_text(score)}"
-        for name, score in (("base, no prompt", base), ("trained, learned prompt", now))
-        if score
-    ]
-    return Card(title=title, value=" → ".join(values), note="\n".join(notes))
 
 
 def _learned_prompts(data: RunData, splits: Sequence[tables.SplitRow]) -> dict[str, Mapping[str, Any]]:
