@@ -1,0 +1,139 @@
+"""What each clock does on the demo's stream: arms × seeds, one small result file a cell.
+
+    python experiments/two_clock_stream/run.py --arm two_clocks --seed 0     # one cell; resumes a run that was killed
+    python experiments/two_clock_stream/run.py --table                       # the table from the cells that are there
+
+Arms: ``null`` learns nothing; ``fast_only`` searches prompts; ``slow_only`` trains LoRA without a prompt; ``two_clocks``
+is the demo as packaged. All see the same items with the same seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("PYTHONHASHSEED", "0")
+
+HERE = Path(__file__).parent
+ARMS = ("null", "fast_only", "slow_only", "two_clocks")
+
+
+def config_for(arm: str, seed: int) -> Any:
+    """The demo's configuration, with the channels of the arm."""
+    import tomllib
+
+    from twoclock.config import from_plain
+
+    data = tomllib.loads(resources.files("twoclock").joinpath("data/demo.toml").read_text(encoding="utf-8"))
+    data["run"] = {"name": f"{arm}-{seed}", "seed": seed}
+    channels = data["channels"]
+    keep = {"null": {}, "fast_only": {"prompts"}, "slow_only": {"lora"}, "two_clocks": {"prompts", "lora"}}[arm]
+    data["channels"] = {name: options for name, options in channels.items() if name in keep} or {"null": {}}
+    return from_plain(data)
+
+
+def run_cell(arm: str, seed: int, runs: Path) -> Path:
+    """Runs or resumes one cell and writes its result."""
+    from twoclock.build import create_session, open_session
+
+    out = HERE / "results" / f"{arm}-seed{seed}.json"
+    if out.exists():
+        print(f"{out.name} is there already")
+        return out
+    path = runs / f"{arm}-seed{seed}"
+    if (path / "ledger.sqlite").exists():
+        session = open_session(path, write=True)
+        loop = session.loop()
+        loop.restore()
+    else:
+        session = create_session(config_for(arm, seed), path, progress=print)
+        loop = session.loop()
+        loop.begin()
+    loop.run()
+    evaluations, drift = session.evaluate()
+    store = session.store
+    phase = [e for e in store.evaluations("phase") if (e.weights, e.prompt) == ("live", "learned")]
+    rounds = store.rounds()
+    result = {
+        "arm": arm,
+        "seed": seed,
+        "command": f"python experiments/two_clock_stream/run.py --arm {arm} --seed {seed}",
+        "model": store.environment["model"],
+        "dtype": store.environment["dtype"],
+        "cells": {
+            task: {
+                f"{e.weights}/{e.prompt}": {"correct": round(sum(e.rewards)), "n": len(e.rewards)}
+                for e in evaluations
+                if e.task == task
+            }
+            for task in dict.fromkeys(e.task for e in evaluations)
+        },
+        "phase_ends": [
+            {"round": e.round, "task": e.task, "correct": round(sum(e.rewards)), "n": len(e.rewards)} for e in phase
+        ],
+        "drift": {d.prompts: {"live_base": round(d.live_base, 5), "base_live": round(d.base_live, 5)} for d in drift},
+        "train_reward": round(sum(r.metrics["reward"] for r in rounds) / len(rounds), 4),
+        "rollouts": int(sum(r.metrics["rollouts"] for r in rounds)) + sum(e.cost.rollouts for e in store.entries()),
+        "optimizer_steps": sum(e.cost.optimizer_steps for e in store.entries()),
+        "seconds": round(sum(r.metrics["round_s"] for r in rounds)),
+        "digest": store.digest(),
+    }
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return out
+
+
+def table() -> None:
+    """The mean over seeds of each arm's deployed score, with the seeds' own values; Wilson intervals a cell."""
+    from twoclock.measure import t_interval, wilson
+
+    cells = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((HERE / "results").glob("*.json"))]
+    tasks = list(dict.fromkeys(task for c in cells for task in c["cells"]))
+    print(
+        "| arm | seeds | "
+        + " | ".join(f"{t} at the end" for t in tasks)
+        + " | first task after its phase | drift on general prompts (live‖base) | rollouts | seconds |"
+    )
+    print("|---|---|" + "---|" * (len(tasks) + 4))
+    for arm in ARMS:
+        mine = [c for c in cells if c["arm"] == arm]
+        if not mine:
+            continue
+        columns = []
+        for task in tasks:
+            scores = [c["cells"][task]["live/learned"] for c in mine]
+            if len(mine) == 1:
+                columns.append(str(wilson(scores[0]["correct"], scores[0]["n"])))
+            else:
+                columns.append(str(t_interval([s["correct"] / s["n"] for s in scores])))
+        ends = [e for c in mine for e in c["phase_ends"] if e["task"] == tasks[0]]
+        first_end = min((e["round"] for e in ends if e["round"] > 0), default=0)
+        after = [e["correct"] / e["n"] for e in ends if e["round"] == first_end]
+        drift = [c["drift"].get("general", {}).get("live_base", 0.0) for c in mine]
+        columns.append(f"{sum(after) / len(after):.2f}")
+        columns.append(f"{sum(drift) / len(drift):.3f}")
+        columns.append(str(round(sum(c["rollouts"] for c in mine) / len(mine))))
+        columns.append(str(round(sum(c["seconds"] for c in mine) / len(mine))))
+        print(f"| {arm} | {len(mine)} | " + " | ".join(columns) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arm", choices=ARMS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=Path, default=Path("runs/two_clock_stream"), help="where run folders go")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    if args.table:
+        table()
+    elif args.arm:
+        print(run_cell(args.arm, args.seed, args.runs))
+    else:
+        parser.error("give --arm (and --seed), or --table")
+
+
+if __name__ == "__main__":
+    main()
