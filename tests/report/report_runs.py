@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from twoclock.types import (
     Completion,
     Conditioning,
     Cost,
+    Delta,
     DriftRecord,
     Evaluation,
     Evidence,
@@ -32,8 +34,9 @@ SKILL = {("base", "none"): 0.04, ("base", "learned"): 0.34, ("live", "none"): 0.
 CHANNELS = {"prompts": "fast", "lora": "slow"}
 
 
-def conditioning(task: str) -> Conditioning:
+def conditioning(task: str, weights: str = "base") -> Conditioning:
     return Conditioning(
+        delta=None if weights == "base" else Delta(id="d" * 64, kind="lora", base="b" * 64, payload=None),
         system=f"Answer in the form that the examples of {task} show.",
         exemplars=(("Which is the largest: 4 or 7?", "=> 7"), ("Which is the largest: 31 or 13?", "=> 31")),
     )
@@ -51,10 +54,15 @@ def evaluation(
         item_ids=tuple(f"{task}-held-{i}" for i in range(items)),
         rewards=tuple(float(r) for r in right),
         samples=1,
-        conditioning_id=conditioning(task).id if cell[1] == "learned" else Conditioning().id,
+        conditioning_id=_spoken(task, cell).id,
         cost=Cost(rollouts=items, prompt_tokens=30 * items, completion_tokens=6 * items, seconds=4.0),
         purpose=purpose,
     )
+
+
+def _spoken(task: str, cell: tuple[Any, Any]) -> Conditioning:
+    spoken = conditioning(task, cell[0])
+    return spoken if cell[1] == "learned" else replace(spoken, system=None, exemplars=())
 
 
 def drift(number: int, prompts: str, size: float, count: int = 12) -> DriftRecord:
@@ -132,7 +140,7 @@ def begun(path: Path, settings: dict[str, Any] | None = None, *, evaluated: bool
     """A run that has begun: round 0 and nothing more."""
     settings = config() if settings is None else settings
     environment = {"base_hash": "b" * 64, "model": "SmolLM2-135M-Instruct"}
-    store = RunStore.create(path, config=settings, config_text="[run]\nseed = 7\n", environment=environment)
+    store = RunStore.create(path, config=settings, config_text="[run]\nseed = 3\n", environment=environment)
     states = {name: store.put_blob(f"{name} 0".encode()) for name in CHANNELS}
     start = [
         entry(0, 0, "", name, "init", states, before="", cause="the run begins", reason="changes nothing", cost=Cost())
@@ -225,6 +233,6 @@ def finished(path: Path, *, final: bool = True) -> RunStore:
             for cell, skill in SKILL.items()
         ]
         store.record_evaluations(
-            cells, [drift(20, "general", 0.08)], {conditioning(t).id: conditioning(t) for t in TASKS}
+            cells, [drift(20, "general", 0.08)], {c.id: c for t in TASKS for c in [conditioning(t, "live")]}
         )
     return store

@@ -58,7 +58,7 @@ def test_sections_come_in_order_and_say_how_to_read_them(page: Page, html: str) 
 def test_header_tells_what_ran(page: Page, run: RunStore) -> None:
     for text in (
         "two tasks", "SmolLM2-135M-Instruct", "bbbbbbbbbbbb", "largest (10 rounds) → lookup (10 rounds)",
-        "finished: 20 of 20 rounds", f"twoclock run {run.path}/config.toml", "UTC", "torch", "Seed 7",
+        "finished: 20 of 20 rounds", f"twoclock run {run.path}/config.toml --set", "UTC", "torch", "Seed 7",
     ):  # fmt: skip
         assert text in page.text
     assert len([1 for tag, values in page.tags if values.get("class") == "card"]) == 5
@@ -82,6 +82,11 @@ def test_every_cell_of_the_square_and_its_split_is_there(page: Page, run: RunSto
             assert interval_text(effect, sign=True) in page.text
         assert table.split.shares is not None
         assert f"share {interval_text(table.split.shares['fast'], n=False)}" in page.text
+
+
+def test_deployed_prompt_of_each_task_can_be_read(page: Page) -> None:
+    for task in TASKS:
+        assert f"The learned prompt of {task} system {conditioning(task).system} example 1: user" in page.text
 
 
 def test_headline_goes_from_the_base_to_the_deployed_system(page: Page, run: RunStore) -> None:

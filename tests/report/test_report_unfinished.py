@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,28 @@ def test_one_task_twice(tmp_path: Path) -> None:
     assert "after phase 3: sums (round 30)" in page.text
 
 
+def test_one_clock_alone_has_no_share_to_tell_of(tmp_path: Path) -> None:
+    """Cells of one conditioning are one measurement: their difference is no estimate of anything."""
+    store = finished(tmp_path / "run", final=False)
+    spoken, plain = conditioning("largest").id, "base"
+    store.record_evaluations(
+        [
+            replace(
+                evaluation(20, "largest", (weights, prompt), 0.6 if prompt == "learned" else 0.05, "final"),
+                conditioning_id=spoken if prompt == "learned" else plain,
+            )
+            for weights, prompt in SKILL
+        ]
+    )
+    page = shown(store)
+    assert "The weights are the base's: both rows are one system" in page.text
+    assert re.search(r"residual use of the prompt \+0\.\d\d \[[^]]+\] n = 120 none none \+0", page.text)
+    assert (
+        "share"
+        not in page.text[: page.text.index("What it broke")].split("lookup evaluated")[0].split("largest evaluated")[1]
+    )
+
+
 def test_after_a_rollback_the_page_says_so(tmp_path: Path) -> None:
     store = finished(tmp_path / "run")
     store.append_rollback(0, reason="it forgot too much")
@@ -183,8 +207,8 @@ def test_numbers_keep_their_sign_their_unit_and_their_doubt() -> None:
     assert amount(1234567.0) == "1,234,567"
     assert amount(-0.25) == "−0.25"
     assert amount(0.000123456) == "0.0001235"
-    assert [duration(s) for s in (0.04, 9.96, 59.6, 200, 7500, None)] == [
-        "0.0 s", "10 s", "1 min 00 s", "3 min 20 s", "2 h 05 min", "–",
+    assert [duration(s) for s in (0.0, 0.04, 9.96, 59.6, 200, 7500, None)] == [
+        "0.0 s", "0.04 s", "10 s", "1 min 00 s", "3 min 20 s", "2 h 05 min", "–",
     ]  # fmt: skip
     assert interval_text(wilson(3, 4)) == "0.75 [0.30, 0.95] n = 4"
     assert interval_text(Interval(0.5, float("nan"), float("nan"), 1)) == "0.50 n = 1"

@@ -68,9 +68,11 @@ def amount(value: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """``8.4 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    """``0.35 s``, ``8.4 s``, ``3 min 20 s``, ``2 h 05 min``."""
     if seconds is None or math.isnan(seconds):
         return DASH
+    if 0 < seconds < 0.995:
+        return f"{seconds:.2f} s"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

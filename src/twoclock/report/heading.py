@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from twoclock.hashing import short
 from twoclock.measure import DriftSummary
 from twoclock.report import formats
+from twoclock.report.command import run_command
 from twoclock.report.reading import RunData, part
 from twoclock.report.tables import CostRow, Retention, SplitRow
 
@@ -62,7 +62,7 @@ def facts(data: RunData) -> list[tuple[str, str]]:
          + (f", {machine['cpus']} CPUs" if machine.get("cpus") else "")),
         ("Stream", stream),
         ("Packages", ", ".join(f"{name} {packages[name]}" for name in sorted(packages))),
-        ("To run it again", _command(data)),
+        ("To run it again", run_command(Path(data.path), config, environment)),
     ]  # fmt: skip
     return [(name, value) for name, value in lines if value and value != "None"]
 
@@ -71,17 +71,6 @@ def _when(data: RunData) -> str:
     if not data.rounds:
         return formats.when(data.entries[0].at) if data.entries else ""
     return formats.when(data.rounds[0].started, data.rounds[-1].at)
-
-
-def _command(data: RunData) -> str:
-    """The command as it was recorded, or the one that takes the run's own copy of its configuration."""
-    recorded = part(data.environment, "command")
-    if isinstance(recorded, str):
-        return recorded
-    if isinstance(recorded, (list, tuple)):
-        return shlex.join(str(word) for word in recorded)
-    copy = Path(data.path) / "config.toml"
-    return f"twoclock run {shlex.quote(str(copy))}" if copy.is_file() else ""
 
 
 def cards(

@@ -49,6 +49,21 @@ class SplitRow:
         found = self.table.cells.items() if self.table else ()
         return next((score for cell, score in found if cell == (weights, prompt)), None)
 
+    def same(self, *pairs: tuple[Cell, Cell]) -> bool:
+        """Whether each pair of cells is one and the same system, so that their difference is 0 and no estimate."""
+        found = {cell: e.conditioning_id for cell, e in self.table.evaluations.items()} if self.table else {}
+        return all(a in found and found[a] == found.get(b) for a, b in pairs)
+
+    @property
+    def same_weights(self) -> bool:
+        """Nothing was written to the weights."""
+        return self.same((("base", "none"), ("live", "none")), (("base", "learned"), ("live", "learned")))
+
+    @property
+    def same_prompt(self) -> bool:
+        """Nothing was written to the prompt."""
+        return self.same((("base", "none"), ("base", "learned")), (("live", "none"), ("live", "learned")))
+
     @property
     def base(self) -> Interval | None:
         return self.cell("base", "none")
@@ -150,7 +165,7 @@ def cost_rows(data: RunData) -> list[CostRow]:
     rows.append(
         CostRow(name="held-out evaluation", cost=bill.measuring, note=f"{bill.evaluations} cells; nothing is learned")
     )
-    if (rest := _other_measuring(data)) > 0:
+    if data.drift and (rest := _other_measuring(data)) > 0:
         rows.append(
             CostRow(
                 name="drift measurement", cost=Cost(seconds=rest), note="only its time is recorded", timed_only=True
