@@ -1,7 +1,7 @@
 """What each clock does on the demo's stream: arms × seeds, one small result file a cell.
 
     python experiments/two_clock_stream/run.py --arm two_clocks --seed 0     # one cell; resumes a run that was killed
-    python experiments/two_clock_stream/run.py --table                       # the table from the cells that are there
+    python experiments/two_clock_stream/run.py --table                       # the table of the cells there are
 
 Arms: ``null`` learns nothing; ``fast_only`` searches prompts; ``slow_only`` trains LoRA without a prompt; ``two_clocks``
 is the demo as packaged. All see the same items with the same seeds.
@@ -92,11 +92,14 @@ def table() -> None:
 
     cells = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((HERE / "results").glob("*.json"))]
     tasks = list(dict.fromkeys(task for c in cells for task in c["cells"]))
-    print(
-        "| arm | seeds | "
-        + " | ".join(f"{t} at the end" for t in tasks)
-        + " | first task after its phase | drift on general prompts (live‖base) | rollouts | seconds |"
-    )
+    heads = [
+        *(f"{t} at the end" for t in tasks),
+        "first task after its phase",
+        "drift live‖base",
+        "rollouts",
+        "seconds",
+    ]
+    print("| arm | seeds | " + " | ".join(heads) + " |")
     print("|---|---|" + "---|" * (len(tasks) + 4))
     for arm in ARMS:
         mine = [c for c in cells if c["arm"] == arm]
