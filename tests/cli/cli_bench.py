@@ -1,7 +1,7 @@
 """What the tests of the command line share: two small tasks, a configuration, and a model that follows a script.
 
-The script answers a sum rightly one time in ten, and nine times in ten once it is shown exemplars: so there is something
-for the fast clock to learn, and a whole run takes a fraction of a second.
+The script answers a sum rightly one time in ten, and nine times in ten once it is shown exemplars: so there is
+something for the fast clock to learn, and a whole run takes a fraction of a second.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Model:
         self.script = script
         self.policies: list[ScriptedPolicy] = []
 
-    def __call__(self, config: Any, progress: Any = None) -> Any:
+    def __call__(self, config: Any, progress: Any = None, **more: Any) -> Any:
         policy = ScriptedPolicy(self.script)
         self.policies.append(policy)
         sample, before = policy.sample, self.before

@@ -50,7 +50,8 @@ class View(Protocol):
 
 def watch(session: Session) -> View:
     """The view that fits where standard error goes."""
-    standing = Standing(session.store, session.parts.stream.phases)
+    clocks = frozenset(str(channel.timescale) for channel in session.parts.channels.values())
+    standing = Standing(session.store, session.parts.stream.phases, clocks)
     name = str(session.store.path)
     return LivePanel(standing, name) if sys.stderr.isatty() else PlainLines(standing)
 
@@ -135,9 +136,11 @@ class LivePanel:
         from rich.panel import Panel
         from rich.text import Text
 
-        title = Text(f" twoclock {self._name} ", style="bold", overflow="ellipsis", no_wrap=True)
+        title = Text(f"twoclock {self._name}", style="bold", overflow="ellipsis", no_wrap=True)
+        # Not the whole line: the terminal's echo of Ctrl-C would wrap, and leave a line of the panel behind.
+        width = options.max_width - len("^C") - 1
         # Two for the border, two for the padding.
-        yield Panel(self._grid(options.max_width - 4, options.ascii_only), title=title, title_align="left")
+        yield Panel(self._grid(width - 4, options.ascii_only), title=title, title_align="left", width=width)
 
     def _grid(self, width: int, ascii_only: bool) -> Table:
         from rich.table import Table

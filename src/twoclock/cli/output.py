@@ -109,6 +109,8 @@ def interval_words(interval: dict[str, Any] | None, digits: int = 2, signed: boo
     """``0.52 [0.43, 0.61]`` from an interval's plain form; unknown numbers are ``–``."""
     if interval is None or interval["estimate"] is None:
         return "–"
+    if interval["method"] in ("identical", "exact"):
+        return "none" if signed else "0 exactly"
 
     def number(value: float | None) -> str:
         if value is None or not math.isfinite(value):

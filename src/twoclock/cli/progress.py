@@ -39,6 +39,8 @@ class Standing:
 
     store: RunStore
     phases: Sequence[Phase]
+    clocks: frozenset[str] = frozenset(("fast", "slow"))
+    """Those that some channel of the run writes to."""
     round: int = 0
     """The round under way, or the last one when none is."""
     step: str = ""
@@ -122,14 +124,14 @@ class Standing:
     def fast_words(self, width: int = 200) -> str:
         """The fast clock's last verdict."""
         if self.fast is None:
-            return "nothing proposed yet"
+            return "nothing proposed yet" if "fast" in self.clocks else "no channel of this run is fast"
         entry = self.fast
         return one_line(f"round {entry.round}: {entry.channel} {past(entry.action)}: {entry.reason}", width)
 
     def slow_words(self, width: int = 200) -> str:
         """Steps committed, the last gradient norm, dead groups; the reason where the last step was refused."""
         if self.slow is None:
-            return "nothing proposed yet"
+            return "nothing proposed yet" if "slow" in self.clocks else "no channel of this run is slow"
         entry = self.slow
         parts = [f"{self.steps} step{'' if self.steps == 1 else 's'}"]
         if "grad_norm" in entry.metrics:
@@ -165,7 +167,9 @@ class Standing:
     def left_words(self) -> str:
         left = self.left_s
         gone = f"{duration(time.monotonic() - self.began)} gone"
-        return gone if left is None else f"about {duration(left)}, {gone}"
+        if left is None:
+            return gone
+        return f"about {duration(left)}, {gone}" if left else f"no round, {gone}"
 
 
 def _telling(known: LedgerEntry | None, entry: LedgerEntry) -> LedgerEntry:

@@ -47,7 +47,7 @@ def command(run: Path, round: int, fast_only: bool, slow_only: bool, reason: str
             return
         rows = [[n, str(clocks.get(n)), f"{head.states[n][:12]} → {target.states[n][:12]}"] for n in changed]
         say(f"rolling back to round {round}:\n{table(rows)}")
-        if not yes and sys.stdin.isatty() and not click.confirm("go on?", default=True, err=True):
+        if not yes and _is_terminal() and not click.confirm("go on?", default=True, err=True):
             say("nothing was changed")
             return
         store.append_rollback(round, channels=wanted if fast_only or slow_only else None, reason=reason)
@@ -56,6 +56,11 @@ def command(run: Path, round: int, fast_only: bool, slow_only: bool, reason: str
     if undo is not None:
         say(f"to take it back: twoclock rollback {run} {undo}")
     say(f"next: twoclock eval {run}")
+
+
+def _is_terminal() -> bool:
+    """A script is not asked: a rollback loses nothing."""
+    return sys.stdin.isatty()
 
 
 def _undo(store: RunStore, states: dict[str, str], last: int) -> int | None:

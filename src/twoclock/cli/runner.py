@@ -73,7 +73,7 @@ def play(session: Session) -> None:
             if has_begun(session.store):
                 loop.restore()
             else:
-                view.note("measuring the untouched base (round 0)")
+                view.note("measuring the untouched base")
                 loop.begin()
             loop.run()
     except KeyboardInterrupt:
@@ -87,8 +87,8 @@ def _stopped(session: Session, path: Path) -> NoReturn:
         if lost > total:
             say(f"stopped; all {total} rounds are committed")
         else:
-            safe = f"rounds 1 to {lost - 1} are safe" if lost > 1 else "round 0 (the base's scores) is safe"
-            say(f"stopped: round {lost} was under way and is lost; {safe}")
+            safe = "round 0 (the base's scores) is" if lost == 1 else f"all rounds up to {lost - 1} are"
+            say(f"stopped: round {lost} was under way and is lost; {safe} safe")
     else:
         say("stopped: measuring the untouched base was under way and is lost; no round had begun")
     say(f"go on with: twoclock resume {path}")

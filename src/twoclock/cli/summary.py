@@ -9,20 +9,22 @@ from typing import TYPE_CHECKING, Any
 from twoclock.cli.output import cost_words, duration, interval_words, table
 
 if TYPE_CHECKING:
-    from twoclock.measure import Interval, ScoreMatrix, TaskTable
+    from twoclock.measure import Interval, ScoreMatrix, TaskTable, TwoByTwo
     from twoclock.store import RunStore
     from twoclock.types import DriftRecord, Evaluation
 
 __all__ = ["headline", "in_words", "recorded", "summarise"]
 
+NO_WEIGHTS = (("live_learned", "base_learned"), ("live_none", "base_none"))
+NO_PROMPT = (("live_learned", "live_none"), ("base_learned", "base_none"))
 EFFECTS = {
-    "slow": (("live_none", "base_none"),),
-    "fast": (("base_learned", "base_none"),),
-    "interaction": (("live_learned", "live_none"), ("base_learned", "base_none")),
-    "total": (("live_learned", "base_none"),),
-    "residual_use": (("live_learned", "live_none"),),
+    "slow": ((("live_none", "base_none"),),),
+    "fast": ((("base_learned", "base_none"),),),
+    "interaction": (NO_WEIGHTS, NO_PROMPT),
+    "total": ((("live_learned", "base_none"),),),
+    "residual_use": ((("live_learned", "live_none"),),),
 }
-"""Each effect with the pairs of cells that it is a difference of (of differences)."""
+"""Each effect with the ways in which it is 0 by construction: all these pairs of cells are one measurement."""
 CLOCKS = ("rollout_s", "grade_s", "fast_s", "slow_s", "measure_s", "round_s")
 
 
@@ -80,25 +82,19 @@ def _task(found: TaskTable) -> dict[str, Any]:
             "_".join(cell): {**interval.as_dict(), "samples": found.evaluations[cell].samples}
             for cell, interval in found.cells.items()
         },
-        "effects": {name: _effect(getattr(split, name), pairs, list(same.values())) for name, pairs in EFFECTS.items()}
-        if split
-        else None,
+        "effects": {name: _effect(split, name, list(same.values())) for name in EFFECTS} if split else None,
         "shares": {k: v.as_dict() for k, v in split.shares.items()} if split and split.shares else None,
         "identical": [cells for cells in same.values() if len(cells) > 1],
     }
 
 
-def _effect(interval: Interval, pairs: Sequence[tuple[str, str]], identical: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """An effect's plain form. Between cells that are one measurement it is 0 by construction: no sample could differ."""
-
-    def one(a: str, b: str) -> bool:
-        return any(a in cells and b in cells for cells in identical)
-
-    crossed = [(b[0], a[0]) for a in pairs for b in pairs if a is not b]
-    crossed += [(b[1], a[1]) for a in pairs for b in pairs if a is not b]
-    if all(one(*pair) for pair in pairs) or (crossed and all(one(*pair) for pair in crossed)):
-        return {**interval.as_dict(), "estimate": 0.0, "low": 0.0, "high": 0.0, "method": "identical"}
-    return interval.as_dict()
+def _effect(split: TwoByTwo, name: str, identical: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """An effect's plain form; between cells that are one measurement it is 0 exactly, whatever the sample."""
+    plain = getattr(split, name).as_dict()
+    for way in EFFECTS[name]:
+        if all(any(one in cells and other in cells for cells in identical) for one, other in way):
+            plain |= {"estimate": 0.0, "low": 0.0, "high": 0.0, "method": "identical"}
+    return dict(plain)
 
 
 def _retention(evaluations: Sequence[Evaluation], phases: Sequence[str], now: Sequence[TaskTable]) -> dict[str, Any]:
