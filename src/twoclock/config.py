@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ __all__ = ["ModelSection", "PhaseSection", "ReflectorSection", "RunConfig", "Run
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -94,8 +95,17 @@ class RunConfig(Section):
         return self.model_dump(mode="json")
 
 
-def load_config(path: Path | str, overrides: Sequence[str] = ()) -> tuple[RunConfig, str]:
-    """The configuration in a file, and the file's text. ``overrides`` are ``a.b=value``, the value in TOML."""
+Check = Callable[[RunConfig], Sequence[str]]
+"""Says what is wrong with a configuration beyond its sections' own rules, a sentence each."""
+
+
+def load_config(
+    path: Path | str, overrides: Sequence[str] = (), *, check: Check | None = None
+) -> tuple[RunConfig, str]:
+    """The configuration in a file, and the file's text. ``overrides`` are ``a.b=value``, the value in TOML.
+
+    Where sections have mistakes, ``check`` is asked about the rest, so that one ConfigError reports them all.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -105,11 +115,16 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> tuple[RunCon
         raise ConfigError(f"there is no configuration file '{path}'{hint}") from None
     except (OSError, UnicodeDecodeError) as problem:
         raise ConfigError(f"the configuration file '{path}' cannot be read: {problem}") from None
-    return parse_config(text, overrides, base_dir=path.resolve().parent, where=str(path)), text
+    return parse_config(text, overrides, base_dir=path.resolve().parent, where=str(path), check=check), text
 
 
 def parse_config(
-    text: str, overrides: Sequence[str] = (), *, base_dir: Path | None = None, where: str = "the configuration"
+    text: str,
+    overrides: Sequence[str] = (),
+    *,
+    base_dir: Path | None = None,
+    where: str = "the configuration",
+    check: Check | None = None,
 ) -> RunConfig:
     """The configuration in a text."""
     try:
@@ -119,15 +134,38 @@ def parse_config(
     for override in overrides:
         _override(data, override)
     data.setdefault("base_dir", str(base_dir or Path.cwd()))
-    return from_plain(data, where)
+    return from_plain(data, where, check=check)
 
 
-def from_plain(data: Mapping[str, Any], where: str = "the configuration") -> RunConfig:
+def from_plain(data: Mapping[str, Any], where: str = "the configuration", *, check: Check | None = None) -> RunConfig:
     """The configuration from plain data, such as a store keeps."""
     try:
         return RunConfig.model_validate(dict(data))
     except ValidationError as error:
-        raise ConfigError([_sentence(dict(detail), where) for detail in error.errors(include_url=False)]) from None
+        problems = [_sentence(dict(detail), where) for detail in error.errors(include_url=False)]
+        sound = _without(data, [detail["loc"] for detail in error.errors()]) if check else None
+        raise ConfigError([*problems, *(check(sound) if check and sound else ())]) from None
+
+
+def _without(data: Mapping[str, Any], places: Sequence[tuple[int | str, ...]]) -> RunConfig | None:
+    """What is left of the data when the settings at these places keep their defaults; None where what has none is
+    among them, the tasks and the phases' tasks, because all else is said in their names."""
+    rest = deepcopy(dict(data))
+    for place in places:
+        *way, last = place
+        if place[0] == "tasks" or len(place) == 1 or (place[0] == "stream" and last == "task"):
+            return None
+        table: Any = rest
+        for part in way:
+            table = table[part]
+        if place[0] == "stream" and last == "rounds":
+            table["rounds"] = 1
+        else:
+            table.pop(last, None)
+    try:
+        return RunConfig.model_validate(rest)
+    except ValidationError:
+        return None
 
 
 def _sentence(detail: dict[str, Any], where: str) -> str:

@@ -65,6 +65,25 @@ def test_three_mistakes_of_the_file_s_own_sections(tmp_path: Path, model: Model)
     assert "sampling.temperature = -1" in said
 
 
+def test_mistakes_of_sections_and_of_components_are_reported_together(tmp_path: Path, model: Model) -> None:
+    text = CONFIG.replace("seed = 3", "sed = 3").replace("rounds = 2", "rounds = 0")
+    text = text.replace("[channels.null]", "[channels.nul]").replace('path = "double.jsonl"', 'path = "none.jsonl"')
+    text += "\n[model]\nmax_rows = 0\n"
+    said = fails(2, "run", write_data(tmp_path, text))
+    assert "5 mistakes in the configuration" in said
+    for sentence in ("'run.sed'", "stream.1.rounds = 0", "model.max_rows = 0", "channel 'nul'", "none.jsonl"):
+        assert sentence in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "run = 3", CONFIG.replace("[[stream]]", "[stream]", 1).split("[[stream]]")[0], "[tasks]\na = 3\n"],
+    ids=["empty", "no table", "one phase as a table", "a task that is no table"],
+)
+def test_a_file_of_the_wrong_shape_gets_sentences(tmp_path: Path, model: Model, text: str) -> None:
+    assert str(tmp_path / "sums.toml") in fails(2, "run", write_data(tmp_path, text))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [

@@ -28,11 +28,12 @@ def command(out: Path, overrides: tuple[str, ...], no_report: bool) -> None:
 
     The first call fetches the model (98 MB) and caches it. A demo that was stopped goes on where it was.
     """
-    from twoclock.cli.runner import play, sum_up
+    from twoclock.cli.runner import mistakes, play, sum_up
     from twoclock.config import parse_config
 
     text = resources.files("twoclock").joinpath("data/demo.toml").read_text(encoding="utf-8")
-    config = parse_config(text, overrides, base_dir=Path.cwd(), where="the demo's configuration")
+    where = "the demo's configuration"
+    config = parse_config(text, overrides, base_dir=Path.cwd(), where=where, check=mistakes)
     session = _open(out, config, text, changed=bool(overrides))
     with session.store:
         play(session)

@@ -136,9 +136,10 @@ class LivePanel:
         from rich.panel import Panel
         from rich.text import Text
 
-        title = Text(f"twoclock {self._name}", style="bold", overflow="ellipsis", no_wrap=True)
         # Not the whole line: the terminal's echo of Ctrl-C would wrap, and leave a line of the panel behind.
         width = options.max_width - len("^C") - 1
+        title = Text(f"twoclock {self._name}", style="bold")
+        title.truncate(width - 6, overflow="ellipsis")  # a longer one would widen the panel
         # Two for the border, two for the padding.
         yield Panel(self._grid(width - 4, options.ascii_only), title=title, title_align="left", width=width)
 

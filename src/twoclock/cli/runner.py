@@ -9,13 +9,27 @@ import click
 
 from twoclock.cli.app import INTERRUPTED
 from twoclock.cli.output import say, show
-from twoclock.errors import StoreError
+from twoclock.errors import ConfigError, StoreError, TwoclockError
 
 if TYPE_CHECKING:
     from twoclock.build import Session
+    from twoclock.config import RunConfig
     from twoclock.store import RunStore
 
-__all__ = ["free_folder", "has_begun", "is_run", "play", "refuse_used", "sum_up"]
+__all__ = ["free_folder", "has_begun", "is_run", "mistakes", "play", "refuse_used", "sum_up"]
+
+
+def mistakes(config: RunConfig) -> tuple[str, ...]:
+    """What is wrong with a configuration, a sentence each; empty where its parts can be built: for ``twoclock.config``'s check."""
+    from twoclock.build import build_parts
+
+    try:
+        build_parts(config)
+    except ConfigError as error:
+        return error.problems
+    except TwoclockError as error:
+        return (str(error),)
+    return ()
 
 
 def is_run(path: Path) -> bool:
