@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from twoclock.contracts import Policy, Task, Trainable
 from twoclock.errors import BudgetError, ConfigError, UnsupportedError
@@ -24,14 +24,26 @@ from twoclock.types import (
 
 __all__ = ["Bench", "grade_rollouts", "sampling_cost"]
 
+MESSAGE_TOKENS = 16
+"""The most that a chat template is taken to add to one message."""
+
 
 class Bench:
-    """See :class:`twoclock.contracts.Workbench`. ``others`` is what every other channel contributes right now."""
+    """See :class:`twoclock.contracts.Workbench`. ``others`` is what every other channel contributes right now, and
+    ``join`` puts a channel's own conditioning among them in the order in which they are deployed."""
 
     def __init__(
-        self, policy: Policy, task: Task, *, others: Conditioning, sampling: Sampling, budget: Budget | None = None
+        self,
+        policy: Policy,
+        task: Task,
+        *,
+        others: Conditioning,
+        sampling: Sampling,
+        budget: Budget | None = None,
+        join: Callable[[Conditioning], Conditioning] | None = None,
     ) -> None:
         self._policy, self._task, self._others = policy, task, others
+        self._join = join or others.join
         self._sampling = sampling
         self._budget = budget or Budget()
         self._spent = Cost()
@@ -65,13 +77,13 @@ class Bench:
     def roll_out(
         self, items: Sequence[Item], conditionings: Sequence[Conditioning], samples: int, seed: int
     ) -> tuple[Group, ...]:
+        if len({item.id for item in items}) < len(items):
+            raise ValueError("an item stands twice among the items to roll out; a group is one item's: give each once")
         asked = len(items) * len(conditionings) * samples
         left = self.rollouts_left
         if left is not None and asked > left:
             raise BudgetError(f"{asked} rollouts were asked for and {left} are left of {self._budget.rollouts}")
-        if self._budget.tokens is not None and self._spent.tokens >= self._budget.tokens:
-            raise BudgetError(f"the budget of {self._budget.tokens} tokens is spent ({self._spent.tokens})")
-        joined = [self._others.join(c) for c in conditionings]
+        joined = [self._join(c) for c in conditionings]
         requests = [
             Request(
                 prompt=item.prompt,
@@ -81,9 +93,31 @@ class Bench:
             for item in items
             for conditioning in joined
         ]
+        self._require_tokens(requests)
         completions = self._policy.sample(requests, self._sampling)
         self._spent += sampling_cost(completions)
         return grade_rollouts(self._task, items, requests, completions)
+
+    def charge(self, cost: Cost) -> None:
+        """Adds what was spent beside this bench on its behalf, such as by a drift meter."""
+        self._spent += cost
+
+    def _require_tokens(self, requests: Sequence[Request]) -> None:
+        """Raises BudgetError unless the most that these requests can cost is left."""
+        if self._budget.tokens is None:
+            return
+        most = sum(self._most_tokens(request) for request in requests)
+        left = self._budget.tokens - self._spent.tokens
+        if most > left:
+            raise BudgetError(f"up to {most} tokens were asked for and {left} are left of {self._budget.tokens}")
+
+    def _most_tokens(self, request: Request) -> int:
+        written = self._sampling.max_new_tokens * len(request.seeds)
+        if isinstance(self._policy, Trainable):
+            return written + self._policy.prompt_tokens(request.prompt, request.conditioning)
+        # Behind an endpoint nobody can count; no tokenizer makes more tokens than bytes, and a template adds a few.
+        texts = [request.conditioning.system or "", *(t for turn in request.conditioning.exemplars for t in turn)]
+        return written + sum(len(t.encode("utf-8")) + MESSAGE_TOKENS for t in [*texts, request.prompt])
 
     def trainable(self) -> Trainable:
         if not isinstance(self._policy, Trainable):

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twoclock.allocate import GateConfig, build_allocator, gate_for
+from twoclock.bench import Bench
 from twoclock.config import RunConfig, from_plain
 from twoclock.contracts import Allocator, Channel, Gate, LoopObserver, Policy, Reflector, Task, Workbench
 from twoclock.errors import ConfigError, MissingExtraError, TwoclockError, unknown_name
-from twoclock.evaluation import CELLS, EvaluationSettings, Evaluator, conditioning_of
+from twoclock.evaluation import CELLS, EvaluationSettings, Evaluator, conditioning_of, conditionings_of
 from twoclock.fast import build_fast, fast_names
-from twoclock.loop import Loop, RolloutSettings
+from twoclock.loop import Loop, RolloutSettings, sampling_problems
 from twoclock.options import read_options
 from twoclock.slow import SLOW_CHANNELS, build_slow
 from twoclock.store import RunStore
 from twoclock.tasks import Stream, build_task
-from twoclock.types import Conditioning, DriftRecord, Evaluation, Sampling, Timescale
+from twoclock.types import Conditioning, DriftRecord, Evaluation, Evidence, Sampling, Timescale
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,12 +75,21 @@ class Parts:
                 f"channel '{slow[0]}' trains weights, but [model] endpoint = '{config.model.endpoint}' is remote: "
                 "remove the channel, or set [model] source to a local model"
             )
+        elif slow:
+            problems += sampling_problems(self.sampling)
         if config.model.endpoint and not config.model.name:
             problems.append("[model] endpoint needs [model] name: the model's name on that server")
+        if self.allocator is not None and len(self.channels) == len(config.channels):
+            attempt(self._try_plan)
         if problems:
             raise ConfigError(list(dict.fromkeys(problems)))
         self.stream = Stream([(p.task, p.rounds) for p in config.stream], self.tasks)
         self.stream.check(self.rollouts.items)
+
+    def _try_plan(self) -> None:
+        """Lets the allocator see the channels once: names in its options that are none should not wait for round 1."""
+        nothing = Evidence(round=1, phase=0, task="", groups=(), conditionings={})
+        self.allocator.plan(nothing, {name: channel.timescale for name, channel in self.channels.items()}, ())
 
 
 def build_parts(config: RunConfig) -> Parts:
@@ -198,8 +208,11 @@ class Session:
     def _drift_meter(self) -> Callable[[Workbench, Conditioning, int], tuple[float, float]]:
         """What the slow gate holds a budget to is what the report shows: the general prompts, without conditioning."""
 
-        def meter(_: Workbench, offered: Conditioning, __: int) -> tuple[float, float]:
-            return self.evaluator.gate_drift(offered)
+        def meter(bench: Workbench, offered: Conditioning, _: int) -> tuple[float, float]:
+            forward, backward, cost = self.evaluator.gate_drift(offered)
+            if isinstance(bench, Bench):
+                bench.charge(cost)
+            return forward, backward
 
         return meter
 
@@ -214,6 +227,8 @@ class Session:
         """The 2×2 of each task and drift at the head, measured afresh and recorded with purpose ``final``."""
         states, round = self.states(), self.store.head().round
         names = list(tasks or dict.fromkeys(p.task for p in self.parts.stream.phases))
+        if unknown := [unknown_name("task", name, self.parts.tasks) for name in names if name not in self.parts.tasks]:
+            raise ConfigError(unknown)
         evaluations = self.evaluator.cells(
             round,
             self.parts.channels,
@@ -229,15 +244,15 @@ class Session:
                 progress("measuring drift")
             weights = conditioning_of(self.parts.channels, states, names[0], ("live", "none"))
             records = self.evaluator.drift(round, weights, names)
-        seen = [conditioning_of(self.parts.channels, states, t, cell) for t in names for cell in CELLS]
-        self.store.record_evaluations(evaluations, records, conditionings={c.id: c for c in seen})
+        seen = conditionings_of(self.parts.channels, states, names, CELLS)
+        self.store.record_evaluations(evaluations, records, conditionings=seen)
         return evaluations, records
 
 
 def create_session(
-    config: RunConfig, path: Path, *, config_text: str = "", progress: Progress | None = None
+    config: RunConfig, path: Path, *, config_text: str = "", command: str = "", progress: Progress | None = None
 ) -> Session:
-    """A new run in ``path``: checked, its model loaded, its round 0 recorded."""
+    """A new run in ``path``: checked, its model loaded. ``command`` is what a user would type to have it again."""
     parts = build_parts(config)
     # The model before the folder: a model that cannot be loaded must not leave a run behind.
     policy = build_policy(config, progress)
@@ -245,6 +260,7 @@ def create_session(
         "base_hash": policy.card.base_hash,
         "model": policy.card.name,
         "dtype": getattr(policy, "dtype", None),
+        "command": command,
     }
     store = RunStore.create(path, config=config.plain(), config_text=config_text, environment=environment)
     session = Session(store, parts, progress)

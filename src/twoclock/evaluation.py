@@ -18,7 +18,7 @@ from twoclock.errors import ConfigError, UnsupportedError
 from twoclock.seeding import child_rng, child_seed
 from twoclock.types import Conditioning, Cost, DriftRecord, Evaluation, Item, Request, Sampling, Timescale
 
-__all__ = ["CELLS", "EvaluationSettings", "Evaluator", "conditioning_of", "general_prompts"]
+__all__ = ["CELLS", "Cell", "EvaluationSettings", "Evaluator", "conditioning_of", "conditionings_of", "general_prompts"]
 
 Cell = tuple[Literal["base", "live"], Literal["none", "learned"]]
 CELLS: tuple[Cell, ...] = (("base", "none"), ("base", "learned"), ("live", "none"), ("live", "learned"))
@@ -77,6 +77,14 @@ def conditioning_of(
         if (cell[0] if slow else cell[1]) in ("live", "learned"):
             joined = joined.join(channel.condition(states[name], task))
     return joined
+
+
+def conditionings_of(
+    channels: Mapping[str, Channel[Any]], states: Mapping[str, Any], tasks: Sequence[str], cells: Sequence[Cell]
+) -> dict[str, Conditioning]:
+    """What is measured in these cells, by id: for the ledger, so that an evaluation's conditioning has a text."""
+    found = [conditioning_of(channels, states, task, cell) for task in tasks for cell in cells]
+    return {c.id: c for c in found}
 
 
 class Evaluator:
@@ -165,28 +173,31 @@ class Evaluator:
         for task in tasks:
             sets[f"task:{task}"] = [item.prompt for item in self.heldout(task)[:count]]
         tokens = self.settings.drift_tokens
-        return [self._drift_on(round, name, prompts, tokens, live, self.policy) for name, prompts in sets.items()]
+        return [self._drift_on(round, name, prompts, tokens, live, self.policy)[0] for name, prompts in sets.items()]
 
-    def gate_drift(self, weights: Conditioning) -> tuple[float, float]:
-        """(KL(live‖base), KL(base‖live)) on a few general prompts: what a slow gate holds a proposal to."""
+    def gate_drift(self, weights: Conditioning) -> tuple[float, float, Cost]:
+        """(KL(live‖base), KL(base‖live)) on a few general prompts, what a slow gate holds a proposal to, and what it
+        cost. The base's continuations are made once and charged to nobody: a resumed run charges the same."""
         if not isinstance(self.policy, Trainable):
             raise UnsupportedError(f"the policy '{self.policy.card.name}' cannot be scored, so drift has no value")
         prompts = list(general_prompts()[: self.settings.gate_prompts])
         live = Conditioning(delta=weights.delta)
-        record = self._drift_on(0, "gate", prompts, self.settings.gate_tokens, live, self.policy)
-        return record.live_base, record.base_live
+        record, cost = self._drift_on(0, "gate", prompts, self.settings.gate_tokens, live, self.policy)
+        return record.live_base, record.base_live, cost
 
     def _drift_on(
         self, round: int, name: str, prompts: Sequence[str], tokens: int, live: Conditioning, model: Trainable
-    ) -> DriftRecord:
+    ) -> tuple[DriftRecord, Cost]:
+        """The record, and what sampling the live model's continuations cost."""
         if name not in self._base_drafts:
-            self._base_drafts[name] = self._continuations(name, prompts, tokens, Conditioning())
+            self._base_drafts[name], _ = self._continuations(name, prompts, tokens, Conditioning())
         base_drafts = self._base_drafts[name]
         # Identity needs no sampling: the base drafts are the live ones, and each KL is exactly 0.
-        live_drafts = base_drafts if live.is_identity else self._continuations(name, prompts, tokens, live)
+        same = (base_drafts, Cost())
+        live_drafts, cost = same if live.is_identity else self._continuations(name, prompts, tokens, live)
         forward = model.exact_kl(prompts, live_drafts, live, Conditioning())
         backward = model.exact_kl(prompts, base_drafts, Conditioning(), live)
-        return DriftRecord(
+        record = DriftRecord(
             round=round,
             prompts=name,
             live_base=sum(forward) / len(forward),
@@ -195,13 +206,15 @@ class Evaluator:
             per_prompt_base_live=tuple(backward),
             tokens=sum(len(d) for d in live_drafts) + sum(len(d) for d in base_drafts),
         )
+        return record, cost
 
     def _continuations(
         self, name: str, prompts: Sequence[str], tokens: int, who: Conditioning
-    ) -> list[tuple[int, ...]]:
+    ) -> tuple[list[tuple[int, ...]], Cost]:
         requests = [
             Request(prompt=p, conditioning=who, seeds=(child_seed("drift", self.seed, name, i),))
             for i, p in enumerate(prompts)
         ]
         plain = Sampling(max_new_tokens=tokens)
-        return [row[0].tokens for row in self.policy.sample(requests, plain)]
+        completions = self.policy.sample(requests, plain)
+        return [row[0].tokens for row in completions], sampling_cost(completions)

@@ -8,15 +8,17 @@ from its last committed round to the numbers it would have had.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from twoclock.bench import Bench, grade_rollouts, sampling_cost
 from twoclock.contracts import Allocator, Channel, Gate, LoopObserver, Policy, Population, Task, TaskStream
-from twoclock.errors import ConfigError, UnsupportedError
-from twoclock.evaluation import EvaluationSettings, Evaluator, conditioning_of
+from twoclock.errors import BudgetError, ConfigError, NumericsError, UnsupportedError
+from twoclock.evaluation import Cell, EvaluationSettings, Evaluator, conditioning_of, conditionings_of
 from twoclock.hashing import content_hash
 from twoclock.seeding import child_seed
 from twoclock.store import RunStore
@@ -26,6 +28,7 @@ from twoclock.types import (
     Conditioning,
     Cost,
     Declined,
+    DriftRecord,
     Evaluation,
     Evidence,
     Group,
@@ -42,7 +45,7 @@ from twoclock.types import (
     Verdict,
 )
 
-__all__ = ["STEPS", "Loop", "RolloutSettings"]
+__all__ = ["STEPS", "Loop", "RolloutSettings", "sampling_problems"]
 
 STEPS = ("read", "roll out", "grade", "allocate", "propose", "judge", "commit")
 
@@ -124,12 +127,8 @@ class Loop:
                 f"the slow channel '{slow[0]}' trains weights, but the policy '{self.policy.card.name}' is behind an "
                 "endpoint: remove the channel, or use a local model ([model] source = ...)"
             )
-        if slow and (self.sampling.top_p < 1.0 or self.sampling.top_k > 0 or self.sampling.temperature <= 0.0):
-            raise ConfigError(
-                f"slow channels learn from the whole distribution: sampling must have temperature > 0, top_p = 1 and "
-                f"top_k = 0; got temperature {self.sampling.temperature}, top_p {self.sampling.top_p}, top_k "
-                f"{self.sampling.top_k}"
-            )
+        if slow and (problems := sampling_problems(self.sampling)):
+            raise ConfigError(problems)
 
     # ---------------------------------------------------------------------------------------------------- life cycle
 
@@ -154,17 +153,14 @@ class Loop:
             )
             for name, channel in self.channels.items()
         ]
+        cells: list[Cell] = [("base", "none"), ("live", "none"), ("live", "learned")]
         evaluations = self.evaluator.cells(
-            0,
-            self.channels,
-            self.states,
-            tasks=self._tasks(),
-            cells=[("base", "none"), ("live", "none"), ("live", "learned")],
-            purpose="phase",
+            0, self.channels, self.states, tasks=self._tasks(), cells=cells, purpose="phase"
         )
         drift = self.evaluator.drift(0, Conditioning(), self._tasks()) if self._measures_drift() else []
         snapshot = Snapshot(round=0, states=hashes, next_round=1, cause="init")
-        self.store.begin(snapshot, entries, evaluations, drift)
+        measured = conditionings_of(self.channels, self.states, self._tasks(), cells)
+        self.store.begin(snapshot, entries, evaluations, drift, measured)
 
     def restore(self) -> None:
         """Takes up the store's head."""
@@ -175,7 +171,9 @@ class Loop:
 
     def run(self, until: int | None = None) -> None:
         """Runs what is left of the stream, or up to round ``until``."""
-        last = min(until or self.stream.num_rounds, self.stream.num_rounds)
+        if not self.states:
+            self.restore()
+        last = self.stream.num_rounds if until is None else min(until, self.stream.num_rounds)
         for number in range(self.store.head().next_round, last + 1):
             self.round(number)
 
@@ -231,7 +229,7 @@ class Loop:
         hashes = {name: self.store.put_blob(self.channels[name].dump(state)) for name, state in after.items()}
         entries = [self._entry(number, phase, outcome, before, hashes) for outcome in outcomes]
         began = time.perf_counter()
-        evaluations, drift = self._measure(number, phase, after)
+        evaluations, drift, measured = self._measure(number, phase, after)
         clock["measure_s"] = time.perf_counter() - began
         clock["round_s"] = time.perf_counter() - started
         clock["decode_per_s"] = cost.completion_tokens / max(clock["rollout_s"], 1e-9)
@@ -244,10 +242,12 @@ class Loop:
                 task=phase.task,
                 snapshot=snapshot,
                 entries=tuple(entries),
-                evidence=evidence,
+                # What was measured is named beside what was rolled out: the round's commit is where both are kept.
+                evidence=replace(evidence, conditionings={**evidence.conditionings, **measured}),
                 metrics=metrics,
                 evaluations=tuple(evaluations),
                 drift=tuple(drift),
+                evaluated=self._evaluated(after) if evaluations else {},
             )
         )
         self.states = after
@@ -260,9 +260,9 @@ class Loop:
         joint = [deployed]
         for name, channel in self.channels.items():
             if count > 1 and isinstance(channel, Population):
-                others = self._others(name, task)
                 seed = child_seed("alternatives", self.seed, number, name)
-                joint += [others.join(c) for c in channel.alternatives(self.states[name], task, count, seed)]
+                offered = channel.alternatives(self.states[name], task, count, seed)
+                joint += [self._joined(name, task, c) for c in offered]
         distinct = list({c.id: c for c in joint}.values())[:count]
         # Where there are fewer than asked for, the first ones get a second share: a group is always whole.
         return [distinct[i % len(distinct)] for i in range(count)]
@@ -290,8 +290,14 @@ class Loop:
         return self.allocator.plan(evidence, self._clocks, history)
 
     def _bench(self, channel: str, task: Task, budget: Budget | None = None) -> Bench:
-        others = self._others(channel, task.name)
-        return Bench(self.policy, task, others=others, sampling=self.sampling, budget=budget)
+        return Bench(
+            self.policy,
+            task,
+            others=self._joined(channel, task.name, Conditioning()),
+            sampling=self.sampling,
+            budget=budget,
+            join=partial(self._joined, channel, task.name),
+        )
 
     def _propose(
         self, number: int, task: Task, evidence: Evidence, assignment: Assignment, clock: dict[str, float]
@@ -301,7 +307,12 @@ class Loop:
         channel = self.channels[name]
         bench = self._bench(name, task, assignment.budget)
         seed = child_seed("propose", self.seed, number, name)
-        offer = channel.propose(bench, self.states[name], evidence, assignment.budget, seed)
+        offer: Proposal[Any] | Declined
+        try:
+            offer = channel.propose(bench, self.states[name], evidence, assignment.budget, seed)
+        except (BudgetError, NumericsError) as error:
+            # Refused before anything was spent or taken in: the channel has nothing to offer, and the run goes on.
+            offer = Declined(channel=name, reason=f"{type(error).__name__}: {error}")
         seconds = time.perf_counter() - began
         _count(clock, channel.timescale, seconds)
         # What the bench counted stands, whatever the channel says of itself; it adds what a bench cannot see.
@@ -350,7 +361,11 @@ class Loop:
         }
         if isinstance(offer, Declined):
             return LedgerEntry(
-                **common, action="decline", cause=outcome.assignment.reason, reason=offer.reason, metrics=offer.metrics
+                **common,
+                action="decline",
+                cause=outcome.assignment.reason,
+                reason=offer.reason,
+                metrics=_finite(offer.metrics),
             )
         accepted = verdict is not None and verdict.accepted
         offered = after[name] if accepted else self.store.put_blob(self.channels[name].dump(offer.state))
@@ -361,31 +376,41 @@ class Loop:
             reason=verdict.reason if verdict else "",
             offered=offered,
             writes=offer.writes,
-            metrics={**offer.metrics, **(verdict.metrics if verdict else {})},
+            metrics=_finite({**offer.metrics, **(verdict.metrics if verdict else {})}),
         )
 
     # -------------------------------------------------------------------------------------------------- measurements
 
-    def _measure(self, number: int, phase: Phase, states: Mapping[str, Any]) -> tuple[list[Evaluation], list[Any]]:
-        """At a phase's end the held-out cells of every task; drift there and every ``drift_every`` rounds."""
+    def _measure(
+        self, number: int, phase: Phase, states: Mapping[str, Any]
+    ) -> tuple[list[Evaluation], list[DriftRecord], dict[str, Conditioning]]:
+        """At a phase's end the held-out cells of every task; drift there and every ``drift_every`` rounds. Also the
+        conditionings of those cells."""
         settings = self.evaluator.settings
         ends = sum(p.rounds for p in self.stream.phases[: phase.index + 1]) == number
         evaluations: list[Evaluation] = []
+        measured: dict[str, Conditioning] = {}
         if ends:
+            cells: list[Cell] = [("live", "none"), ("live", "learned")]
+            measured = conditionings_of(self.channels, states, self._tasks(), cells)
             evaluations = self.evaluator.cells(
                 number,
                 self.channels,
                 states,
                 tasks=self._tasks(),
-                cells=[("live", "none"), ("live", "learned")],
+                cells=cells,
                 purpose="phase",
                 known=[e for e in self.store.evaluations() if e.samples == settings.samples],
             )
-        drift: list[Any] = []
+        drift: list[DriftRecord] = []
         if self._measures_drift() and (ends or number % settings.drift_every == 0):
             weights = conditioning_of(self.channels, states, phase.task, ("live", "none"))
             drift = self.evaluator.drift(number, weights, self._tasks())
-        return evaluations, drift
+        return evaluations, drift, measured
+
+    def _evaluated(self, states: Mapping[str, Any]) -> dict[str, Conditioning]:
+        seen = [conditioning_of(self.channels, states, task, cell) for task in self._tasks() for cell in CELLS]
+        return {c.id: c for c in seen}
 
     def _measures_drift(self) -> bool:
         return self.evaluator.settings.drift_every > 0
@@ -396,17 +421,36 @@ class Loop:
         """The stream's tasks in the order in which they first come up."""
         return list(dict.fromkeys(p.task for p in self.stream.phases))
 
-    def _others(self, channel: str, task: str) -> Conditioning:
-        rest = {name: c for name, c in self.channels.items() if name != channel}
-        return conditioning_of(rest, self.states, task)
+    def _joined(self, channel: str, task: str, own: Conditioning) -> Conditioning:
+        """What is deployed, with ``own`` in the place of one channel's part: in the order of the channels, as exemplars
+        in another order are another prompt, and a trial must judge the prompt that would be deployed."""
+        joined = Conditioning()
+        for name, other in self.channels.items():
+            joined = joined.join(own if name == channel else other.condition(self.states[name], task))
+        return joined
 
     def _hashes(self) -> dict[str, str]:
         return {name: self.store.put_blob(c.dump(self.states[name])) for name, c in self.channels.items()}
 
 
+def sampling_problems(sampling: Sampling) -> list[str]:
+    """What keeps slow channels from learning on rollouts that were sampled so; empty when nothing does."""
+    if sampling.top_p >= 1.0 and sampling.top_k == 0 and sampling.temperature > 0.0:
+        return []
+    return [
+        f"slow channels learn from the whole distribution: sampling must have temperature > 0, top_p = 1 and "
+        f"top_k = 0; got temperature {sampling.temperature}, top_p {sampling.top_p}, top_k {sampling.top_k}"
+    ]
+
+
 def _count(clock: dict[str, float], timescale: Timescale, seconds: float) -> None:
     key = f"{timescale}_s"
     clock[key] = clock.get(key, 0.0) + seconds
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that are numbers; a ledger holds no other, and a gate's reason names those that are none."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _summary(evidence: Evidence, cost: Cost) -> dict[str, float]:

@@ -1,0 +1,106 @@
+"""A whole world in miniature, for the laws and the loop: a random Llama, a family task it can learn, small settings.
+
+The model writes random bytes. The task pays for an answer whose first character is printable ASCII, which a fresh model
+does about one time in three: so groups have variance, gradients exist, and a run learns something in a few rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from twoclock.bench import Bench, grade_rollouts
+from twoclock.contracts import Channel, Policy, Task
+from twoclock.evaluation import EvaluationSettings
+from twoclock.fast import FAST_CHANNELS, build_fast
+from twoclock.seeding import child_seed
+from twoclock.slow import SLOW_CHANNELS, build_slow
+from twoclock.tasks import FamilyTask, SplitSizes, Verifier
+from twoclock.tasks.sources import VerifiedTask
+from twoclock.types import Budget, Conditioning, Evidence, Request, Sampling
+
+SAMPLING = Sampling(max_new_tokens=5, temperature=1.0)
+MEASURE = EvaluationSettings(
+    heldout_items=8, drift_every=2, drift_prompts=2, drift_tokens=4, gate_prompts=2, gate_tokens=3
+)
+SIZES = SplitSizes(train=48, trial=40, heldout=12)
+
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "prompts": {"num_exemplars": [1, 2], "num_new": 3, "search_items": 8, "first_items": 4, "gold_items": 6},
+    "lora": {"rank": 2, "learning_rate": 0.05, "targets": ["q_proj", "v_proj", "down_proj"]},
+}
+"""Small settings by channel name; a channel that is not named here runs with its defaults."""
+
+
+def channel_names() -> list[str]:
+    """Every channel of both tables: a new one is tested by being listed."""
+    return [*FAST_CHANNELS, *SLOW_CHANNELS]
+
+
+def make_channel(name: str, **more: Any) -> Channel[Any]:
+    options = {**OPTIONS.get(name, {}), **more}
+    return build_slow(name, options) if name in SLOW_CHANNELS else build_fast(name, options)
+
+
+def model_folder(folder: Path, *, seed: int = 0) -> Path:
+    """A random Llama with a byte tokenizer and room for a few exemplars, as a folder that any loader reads."""
+    sys.path.append(str(Path(__file__).parent / "models"))
+    from model_files import write_folder
+
+    write_folder(folder, seed=seed)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "max_position_embeddings": 2048}))
+    return folder
+
+
+def open_tiny(folder: Path, **options: Any) -> Any:
+    """The folder as a local policy in float32 on one thread: the same bits whatever else the machine does."""
+    from twoclock.models.local import open_local
+
+    return open_local(str(folder), dtype="float32", device="cpu", threads=1, **options)
+
+
+def printable(completions: Sequence[str]) -> list[tuple[float, str]]:
+    """The verifier of the tiny tasks."""
+    good = [bool(text) and " " <= text[0] <= "~" for text in completions]
+    return [(1.0, "fine") if right else (0.0, "begin with a printable character") for right in good]
+
+
+def tiny_task(name: str = "largest", *, want: str = "largest", verifier: Any = printable) -> Task:
+    config = {"count": 2, "min_value": 10, "max_value": 99, "want": want}
+    family = FamilyTask("compare", config, sizes=SIZES, seed=7, name=name, templates=[0])
+    return VerifiedTask(family, Verifier(verifier, timeout_s=5.0))
+
+
+def tiny_bench(
+    policy: Policy, task: Task, *, budget: Budget | None = None, others: Conditioning | None = None
+) -> Bench:
+    return Bench(policy, task, others=others or Conditioning(), sampling=SAMPLING, budget=budget)
+
+
+def gather(
+    policy: Policy, task: Task, *, conditioning: Conditioning | None = None, round: int = 1, items: int = 6, each: int = 4
+) -> Evidence:
+    """What a round sees, on the policy as it is."""
+    under = conditioning or Conditioning()
+    chosen = task.split("train")[round * items : (round + 1) * items]
+    requests = [
+        Request(
+            prompt=item.prompt,
+            conditioning=under,
+            seeds=tuple(child_seed("gather", round, item.id, n) for n in range(each)),
+        )
+        for item in chosen
+    ]
+    groups = grade_rollouts(task, chosen, requests, policy.sample(requests, SAMPLING))
+    return Evidence(
+        round=round, phase=0, task=task.name, groups=groups, conditionings={under.id: under}, sampling=SAMPLING
+    )
+
+
+def no_evidence(task: Task) -> Evidence:
+    return Evidence(round=1, phase=0, task=task.name, groups=(), conditionings={}, sampling=SAMPLING)
