@@ -18,7 +18,7 @@ from typing import Any
 from twoclock.bench import Bench, grade_rollouts, sampling_cost
 from twoclock.contracts import Allocator, Channel, Gate, LoopObserver, Policy, Population, Task, TaskStream
 from twoclock.errors import BudgetError, ConfigError, NumericsError, UnsupportedError
-from twoclock.evaluation import Cell, EvaluationSettings, Evaluator, conditioning_of, conditionings_of
+from twoclock.evaluation import CELLS, Cell, EvaluationSettings, Evaluator, conditioning_of, conditionings_of
 from twoclock.hashing import content_hash
 from twoclock.seeding import child_seed
 from twoclock.store import RunStore

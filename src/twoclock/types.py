@@ -459,6 +459,8 @@ class RoundRecord:
     """Such as reward, dead_groups, entropy, prompt_tokens, seconds per clock (names ending in ``_s``)."""
     evaluations: tuple[Evaluation, ...] = ()
     drift: tuple[DriftRecord, ...] = ()
+    evaluated: Mapping[str, Conditioning] = field(default_factory=dict)
+    """The conditionings that the evaluations name, by id."""
 
 
 def total(costs: Iterable[Cost]) -> Cost:

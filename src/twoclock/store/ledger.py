@@ -119,7 +119,7 @@ class Ledger:
                 time.time(),
             )  # fmt: skip
             _insert(db, "rounds", "round, phase, task, metrics, started, at", [values])
-            conditionings = record.evidence.conditionings if record.evidence else {}
+            conditionings = {**(record.evidence.conditionings if record.evidence else {}), **record.evaluated}
             self._add(db, record.entries, record.evaluations, record.drift, conditionings)
             if record.evidence is not None:
                 self._add_rollouts(db, record.evidence)
