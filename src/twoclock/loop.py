@@ -18,7 +18,7 @@ from typing import Any
 from twoclock.bench import Bench, grade_rollouts, sampling_cost
 from twoclock.contracts import Allocator, Channel, Gate, LoopObserver, Policy, Population, Task, TaskStream
 from twoclock.errors import BudgetError, ConfigError, NumericsError, UnsupportedError
-from twoclock.evaluation import CELLS, Cell, EvaluationSettings, Evaluator, conditioning_of, conditionings_of
+from twoclock.evaluation import Cell, EvaluationSettings, Evaluator, conditioning_of, conditionings_of
 from twoclock.hashing import content_hash
 from twoclock.seeding import child_seed
 from twoclock.store import RunStore
@@ -242,12 +242,11 @@ class Loop:
                 task=phase.task,
                 snapshot=snapshot,
                 entries=tuple(entries),
-                # What was measured is named beside what was rolled out: the round's commit is where both are kept.
-                evidence=replace(evidence, conditionings={**evidence.conditionings, **measured}),
+                evidence=evidence,
                 metrics=metrics,
                 evaluations=tuple(evaluations),
                 drift=tuple(drift),
-                evaluated=self._evaluated(after) if evaluations else {},
+                evaluated=measured,
             )
         )
         self.states = after
@@ -407,10 +406,6 @@ class Loop:
             weights = conditioning_of(self.channels, states, phase.task, ("live", "none"))
             drift = self.evaluator.drift(number, weights, self._tasks())
         return evaluations, drift, measured
-
-    def _evaluated(self, states: Mapping[str, Any]) -> dict[str, Conditioning]:
-        seen = [conditioning_of(self.channels, states, task, cell) for task in self._tasks() for cell in CELLS]
-        return {c.id: c for c in seen}
 
     def _measures_drift(self) -> bool:
         return self.evaluator.settings.drift_every > 0
