@@ -152,16 +152,15 @@ def _without(data: Mapping[str, Any], places: Sequence[tuple[int | str, ...]]) -
     among them, the tasks and the phases' tasks, because all else is said in their names."""
     rest = deepcopy(dict(data))
     for place in places:
-        *way, last = place
-        if place[0] == "tasks" or len(place) == 1 or (place[0] == "stream" and last == "task"):
+        section, *inside = place
+        if section == "tasks" or not inside or (section == "stream" and inside[1:] in ([], ["task"])):
             return None
-        table: Any = rest
-        for part in way:
-            table = table[part]
-        if place[0] == "stream" and last == "rounds":
-            table["rounds"] = 1
+        if section == "stream":
+            phase: dict[Any, Any] = rest["stream"][inside[0]]
+            phase.pop(inside[1], None)
+            phase.setdefault("rounds", 1)
         else:
-            table.pop(last, None)
+            rest[str(section)].pop(inside[0], None)
     try:
         return RunConfig.model_validate(rest)
     except ValidationError:

@@ -68,10 +68,19 @@ def test_three_mistakes_of_the_file_s_own_sections(tmp_path: Path, model: Model)
 def test_mistakes_of_sections_and_of_components_are_reported_together(tmp_path: Path, model: Model) -> None:
     text = CONFIG.replace("seed = 3", "sed = 3").replace("rounds = 2", "rounds = 0")
     text = text.replace("[channels.null]", "[channels.nul]").replace('path = "double.jsonl"', 'path = "none.jsonl"')
-    text += "\n[model]\nmax_rows = 0\n"
+    text = text.replace('task = "next"', 'task = "next"\nround = 2')
+    text += "\n[model]\nmax_rows = 0\n[sampling]\nstop = [1, 2]\n"
     said = fails(2, "run", write_data(tmp_path, text))
-    assert "5 mistakes in the configuration" in said
-    for sentence in ("'run.sed'", "stream.1.rounds = 0", "model.max_rows = 0", "channel 'nul'", "none.jsonl"):
+    assert "8 mistakes in the configuration" in said
+    for sentence in (
+        "stream.1.round'",
+        "sampling.stop.1",
+        "'run.sed'",
+        "stream.1.rounds = 0",
+        "model.max_rows = 0",
+        "channel 'nul'",
+        "none.jsonl",
+    ):
         assert sentence in said
 
 

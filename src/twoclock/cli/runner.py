@@ -20,7 +20,7 @@ __all__ = ["free_folder", "has_begun", "is_run", "mistakes", "play", "refuse_use
 
 
 def mistakes(config: RunConfig) -> tuple[str, ...]:
-    """What is wrong with a configuration, a sentence each; empty where its parts can be built: for ``twoclock.config``'s check."""
+    """What is wrong with a configuration, a sentence each; empty where all its parts can be built."""
     from twoclock.build import build_parts
 
     try:
