@@ -71,6 +71,8 @@ def test_the_same_run_twice_is_the_same_ledger(tmp_path: Path, model: Model) -> 
         well("run", config, "--out", tmp_path / name)
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
     well("run", config, "--out", tmp_path / "c", "--set", "run.seed=4")
+    with RunStore.open(tmp_path / "c") as store:
+        assert store.environment["command"] == f"twoclock run {config} --set run.seed=4"
     assert digest(tmp_path / "c") != digest(tmp_path / "a")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ def command(out: Path, overrides: tuple[str, ...], no_report: bool) -> None:
     text = resources.files("twoclock").joinpath("data/demo.toml").read_text(encoding="utf-8")
     where = "the demo's configuration"
     config = parse_config(text, overrides, base_dir=Path.cwd(), where=where, check=mistakes)
-    session = _open(out, config, text, changed=bool(overrides))
+    session = _open(out, config, text, overrides)
     with session.store:
         play(session)
         sum_up(session)
@@ -45,18 +45,19 @@ def command(out: Path, overrides: tuple[str, ...], no_report: bool) -> None:
     say(f"next: twoclock chat {out} | twoclock log {out} | twoclock rollback {out} 0")
 
 
-def _open(out: Path, config: RunConfig, text: str, *, changed: bool) -> Session:
+def _open(out: Path, config: RunConfig, text: str, overrides: Sequence[str]) -> Session:
     """The demo in ``out``: a new one, or the one that is there."""
     from twoclock.build import create_session, open_session
-    from twoclock.cli.runner import has_begun, is_run, refuse_used
+    from twoclock.cli.runner import has_begun, is_run, refuse_used, typed
 
     if not is_run(out):
         refuse_used(out)
         say(f"the demo learns in {out}: {sum(phase.rounds for phase in config.stream)} rounds")
-        return create_session(config, out, config_text=text, progress=say)
+        again = typed("demo", overrides=overrides)
+        return create_session(config, out, config_text=text, command=again, progress=say)
     session = open_session(out, write=True, progress=say)
     try:
-        _check_same(out, session.store.config, config, changed)
+        _check_same(out, session.store.config, config, changed=bool(overrides))
         total = session.parts.stream.num_rounds
         next_round = session.store.head().next_round if has_begun(session.store) else 0
         if next_round > total:
@@ -71,7 +72,7 @@ def _open(out: Path, config: RunConfig, text: str, *, changed: bool) -> Session:
     return session
 
 
-def _check_same(out: Path, stored: Mapping[str, Any], config: RunConfig, changed: bool) -> None:
+def _check_same(out: Path, stored: Mapping[str, Any], config: RunConfig, *, changed: bool) -> None:
     """Refuses a folder with another run, and settings that the demo in it was not started with."""
     name = stored.get("run", {}).get("name")
     if name != config.run.name:

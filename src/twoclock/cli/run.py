@@ -21,13 +21,14 @@ def command(config: Path, out: Path | None, overrides: tuple[str, ...], no_eval:
     is one folder; a run that is stopped or killed loses at most the round under way: 'twoclock resume' goes on.
     """
     from twoclock.build import create_session
-    from twoclock.cli.runner import free_folder, mistakes, play, refuse_used, sum_up
+    from twoclock.cli.runner import free_folder, mistakes, play, refuse_used, sum_up, typed
     from twoclock.config import load_config
 
     loaded, text = load_config(config, overrides, check=mistakes)
     folder = out or free_folder(Path("runs"), loaded.run.name)
     refuse_used(folder)
-    session = create_session(loaded, folder, config_text=text, progress=say)
+    again = typed("run", str(config), overrides=overrides)
+    session = create_session(loaded, folder, config_text=text, command=again, progress=say)
     with session.store:
         say(f"run {folder}: {session.parts.stream.num_rounds} rounds")
         play(session)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from twoclock.config import RunConfig
     from twoclock.store import RunStore
 
-__all__ = ["free_folder", "has_begun", "is_run", "mistakes", "play", "refuse_used", "sum_up"]
+__all__ = ["free_folder", "has_begun", "is_run", "mistakes", "play", "refuse_used", "sum_up", "typed"]
 
 
 def mistakes(config: RunConfig) -> tuple[str, ...]:
@@ -30,6 +32,11 @@ def mistakes(config: RunConfig) -> tuple[str, ...]:
     except TwoclockError as error:
         return (str(error),)
     return ()
+
+
+def typed(verb: str, *words: str, overrides: Sequence[str] = ()) -> str:
+    """What a user types to have a run again, without its folder: what a run keeps as its command."""
+    return shlex.join(["twoclock", verb, *words, *(part for override in overrides for part in ("--set", override))])
 
 
 def is_run(path: Path) -> bool:
