@@ -46,14 +46,21 @@ def make_channel(name: str, **more: Any) -> Channel[Any]:
 
 
 def model_folder(folder: Path, *, seed: int = 0) -> Path:
-    """A random Llama with a byte tokenizer and room for a few exemplars, as a folder that any loader reads."""
+    """A random Llama with a byte tokenizer and room for a few exemplars, as a folder that any loader reads.
+
+    Its weights are large, so that what it says does depend on what it reads: a fresh model's logits are all but flat.
+    """
     sys.path.append(str(Path(__file__).parent / "models"))
     from model_files import write_folder
+    from safetensors.torch import load_file, save_file
 
     write_folder(folder, seed=seed)
     path = folder / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "max_position_embeddings": 2048}))
+    weights = folder / "model.safetensors"
+    larger = {n: (12.0 * t if t.dim() == 2 else t).contiguous() for n, t in load_file(weights).items()}
+    save_file(larger, weights, metadata={"format": "pt"})
     return folder
 
 
@@ -83,7 +90,13 @@ def tiny_bench(
 
 
 def gather(
-    policy: Policy, task: Task, *, conditioning: Conditioning | None = None, round: int = 1, items: int = 6, each: int = 4
+    policy: Policy,
+    task: Task,
+    *,
+    conditioning: Conditioning | None = None,
+    round: int = 1,
+    items: int = 6,
+    each: int = 4,
 ) -> Evidence:
     """What a round sees, on the policy as it is."""
     under = conditioning or Conditioning()
