@@ -77,10 +77,12 @@ def printable(completions: Sequence[str]) -> list[tuple[float, str]]:
     return [(1.0, "fine") if right else (0.0, "begin with a printable character") for right in good]
 
 
-def tiny_task(name: str = "largest", *, want: str = "largest", verifier: Any = printable) -> Task:
+def tiny_task(
+    name: str = "largest", *, want: str = "largest", verifier: Any = printable, timeout_s: float = 5.0
+) -> Task:
     config = {"count": 2, "min_value": 10, "max_value": 99, "want": want}
     family = FamilyTask("compare", config, sizes=SIZES, seed=7, name=name, templates=[0])
-    return VerifiedTask(family, Verifier(verifier, timeout_s=5.0))
+    return VerifiedTask(family, Verifier(verifier, timeout_s=timeout_s))
 
 
 def tiny_bench(
