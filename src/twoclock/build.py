@@ -260,7 +260,7 @@ def create_session(
         "base_hash": policy.card.base_hash,
         "model": policy.card.name,
         "dtype": getattr(policy, "dtype", None),
-        "command": command,
+        **({"command": command} if command else {}),
     }
     store = RunStore.create(path, config=config.plain(), config_text=config_text, environment=environment)
     session = Session(store, parts, progress)

@@ -151,7 +151,9 @@ class Evaluator:
                 found = done.get((task, conditioning.id))
                 if found is None:
                     if progress:
-                        progress(f"evaluating {task}: {cell[0]} weights, {cell[1]} prompt")
+                        progress(
+                            f"evaluating {task}: {cell[0]} weights, {'no' if cell[1] == 'none' else cell[1]} prompt"
+                        )
                     found = self.cell(round, task, cell, conditioning, purpose)
                     done[task, conditioning.id] = found
                 else:
