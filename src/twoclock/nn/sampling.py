@@ -45,6 +45,8 @@ def sample_tokens(
 
     ``u`` [B] float64 in [0, 1). ``temperature=0`` is greedy, with the log-probability at temperature 1. Two passes over
     blocks of the vocabulary replace one long cumulative sum, whose float32 error would move the tail.
+
+    A row whose logits are no distribution (NaN, all -inf) gets a log-probability that is not finite, and any token.
     """
     if temperature <= 0.0:
         logits = logits.float()
@@ -64,10 +66,11 @@ def sample_tokens(
     block = torch.searchsorted(block_end, target, right=True).clamp(max=block_end.shape[1] - 1)
     start = block_end.gather(1, block) - block_mass.gather(1, block)
     inside = padded.gather(1, block[:, :, None].expand(-1, 1, BLOCK))[:, 0].double()
-    offset = torch.searchsorted(torch.cumsum(inside, dim=-1), target - start, right=True)
+    # Below 0 by rounding, the target would be passed by the block's first token, be it excluded.
+    offset = torch.searchsorted(torch.cumsum(inside, dim=-1), (target - start).clamp(min=0.0), right=True)
     # Rounding may step past the last token that has mass; the last such token of the block is then the answer.
     last = BLOCK - 1 - torch.argmax((inside > 0).flip(-1).int(), dim=-1, keepdim=True)
-    tokens = (block * BLOCK + torch.minimum(offset, last))[:, 0]
+    tokens = (block * BLOCK + torch.minimum(offset, last))[:, 0].clamp(max=vocab - 1)
     lse = top[:, 0] + block_end[:, -1].log().float()
     return tokens, logits.gather(-1, tokens[:, None])[:, 0] - lse
 
