@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -139,12 +140,32 @@ def parse_config(
 
 def from_plain(data: Mapping[str, Any], where: str = "the configuration", *, check: Check | None = None) -> RunConfig:
     """The configuration from plain data, such as a store keeps."""
+    endless = [f"{where}: {place} = {value}: expected a finite number" for place, value in _not_finite(data)]
     try:
-        return RunConfig.model_validate(dict(data))
+        config = RunConfig.model_validate(dict(data))
+        if endless:
+            raise ConfigError(endless)
+        return config
     except ValidationError as error:
-        problems = [_sentence(dict(detail), where) for detail in error.errors(include_url=False)]
+        problems = endless + [
+            _sentence(dict(detail), where)
+            for detail in error.errors(include_url=False)
+            if detail["type"] != "finite_number"
+        ]
         sound = _without(data, [detail["loc"] for detail in error.errors()]) if check else None
         raise ConfigError([*problems, *(check(sound) if check and sound else ())]) from None
+
+
+def _not_finite(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, float]]:
+    """Every NaN and infinity, which TOML can say and no ledger can keep, with its place."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _not_finite(part, (*place, str(key)))
+    elif isinstance(value, list | tuple):
+        for index, part in enumerate(value):
+            yield from _not_finite(part, (*place, str(index)))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield ".".join(place), value
 
 
 def _without(data: Mapping[str, Any], places: Sequence[tuple[int | str, ...]]) -> RunConfig | None:
