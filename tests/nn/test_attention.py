@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -98,7 +100,7 @@ def test_merged_parts_are_the_whole(qkv: tuple[torch.Tensor, ...], cuts: list[in
     edges = [0, *cuts, S]
     parts = [
         attend_reference(q, k[:, :, a:b], v[:, :, a:b], mask[..., a:b], SCALE, softcap)
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in pairwise(edges)
         if b > a
     ]
     torch.testing.assert_close(merge(parts), whole, atol=2e-6, rtol=1e-5)

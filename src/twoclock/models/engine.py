@@ -8,6 +8,7 @@ part where two tokens are nearly as likely. The same call on the same machine gi
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from twoclock.models.shared_attention import DecodeView, OwnCache, PrefixKV, Segment, viewing
+from twoclock.models.shared_attention import DecodeView, OwnCache, PrefixKV, Segment, text_config, viewing
 from twoclock.nn.sampling import sample_tokens, uniforms
 from twoclock.types import Sampling
 
@@ -41,6 +42,7 @@ class Draft:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: str = "length"
+    """``stop``, ``length``, or ``error`` where the model's logits are no numbers."""
 
 
 class Engine:
@@ -51,6 +53,7 @@ class Engine:
         self.ends = ends
         self.max_rows = max_rows
         self.prefix_tokens = prefix_tokens
+        self._layers = int(text_config(model).num_hidden_layers)
         self._prefixes: OrderedDict[tuple[str, tuple[int, ...]], PrefixKV] = OrderedDict()
 
     @torch.no_grad()
@@ -66,7 +69,7 @@ class Engine:
             self._prefixes.move_to_end(key)
             return self._prefixes[key]
         size = len(tokens)
-        cache = OwnCache(self.model.config.num_hidden_layers, size)
+        cache = OwnCache(self._layers, size)
         places = torch.arange(size, device=self.model.device)[None]
         causal = torch.ones(size, size, dtype=torch.bool, device=self.model.device).tril()[None, None]
         view = DecodeView([Segment(0, 1, None)], causal, places, places)
@@ -123,7 +126,10 @@ class Engine:
             )
             going = []
             for row, (draft, token, logprob) in enumerate(zip(live, tokens.tolist(), logprobs.tolist(), strict=True)):
-                if draft.finish == "stop":
+                if draft.finish != "length":
+                    continue
+                if not math.isfinite(logprob):
+                    draft.finish = "error"
                     continue
                 draft.tokens.append(token)
                 draft.logprobs.append(logprob)
@@ -163,7 +169,7 @@ class Engine:
         mask = mask & (columns[None, None, :] >= pads[:, None, None])
         # A padding token sees itself: a query that sees nothing would be NaN, and NaN times weight 0 is NaN.
         mask = mask | torch.eye(longest, dtype=torch.bool, device=device)[None]
-        cache = OwnCache(self.model.config.num_hidden_layers, longest)
+        cache = OwnCache(self._layers, longest)
         view = DecodeView(_segments(prefixes), mask[:, None], at, at)
         logits = self._forward(ids, at, cache, view)
         return logits, cache, pads, skipped + torch.tensor([len(r) for r in rest], device=device)

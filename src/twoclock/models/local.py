@@ -3,7 +3,8 @@ the model arrives in each conditioning and is mounted for the length of one call
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +17,7 @@ from twoclock.errors import ConfigError, UnsupportedError
 from twoclock.models.engine import Draft, Engine, Prompted
 from twoclock.models.packing import common_prefix, pack
 from twoclock.models.plain import plain_generate, plain_logits
-from twoclock.models.shared_attention import PackedView, attention_calls, viewing
+from twoclock.models.shared_attention import PackedView, attention_windows, text_config, viewing
 from twoclock.nn.lowrank import LowRank, mounted
 from twoclock.nn.sampling import uniforms
 from twoclock.types import Completion, Conditioning, Delta, PolicyCard, Request, Sampling
@@ -126,14 +127,16 @@ class LocalPolicy:
         return done
 
     def _plain(self, tokens: tuple[int, ...], seed: int, sampling: Sampling, stopped: Any) -> Draft:
-        out, logprobs = plain_generate(self.model, tokens, seed, sampling, self._ends)
-        if stopped is not None:
-            for end in range(1, len(out) + 1):
-                if stopped(out[:end]):
-                    return Draft(out[:end], logprobs[:end], "stop")
-        return Draft(out, logprobs, "stop" if out and out[-1] in self._ends else "length")
+        out, logprobs = plain_generate(self.model, tokens, seed, sampling, self._ends, stopped)
+        if not math.isfinite(logprobs[-1]):
+            return Draft(out[:-1], logprobs[:-1], "error")
+        ended = out[-1] in self._ends or (stopped is not None and stopped(out))
+        return Draft(out, logprobs, "stop" if ended else "length")
 
     def _completion(self, draft: Draft, prompt_tokens: int, stop: tuple[str, ...]) -> Completion:
+        if draft.finish == "error":
+            error = f"after {len(draft.tokens)} tokens the model's next-token logits were NaN or infinite"
+            return Completion(tokens=(), logprobs=(), text="", finish="error", prompt_tokens=prompt_tokens, error=error)
         text = self.tokenizer.decode(draft.tokens, skip_special_tokens=True)
         cuts = [text.find(s) for s in stop if s in text]
         return Completion(
@@ -147,7 +150,13 @@ class LocalPolicy:
     def _stopper(self, stop: tuple[str, ...]) -> Any:
         if not stop:
             return None
-        return lambda tokens: any(s in self.tokenizer.decode(tokens, skip_special_tokens=True) for s in stop)
+        # A special token has no text, so a stop string that is one is known by its id.
+        special = dict(zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True))
+        ids = {special[s] for s in stop if s in special}
+        return lambda tokens: (
+            tokens[-1] in ids
+            or any(s in self.tokenizer.decode(tokens, skip_special_tokens=True) for s in stop if s not in special)
+        )
 
     # ---------------------------------------------------------------------------------------------------- rendering
 
@@ -169,7 +178,13 @@ class LocalPolicy:
         for question, answer in exemplars:
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         messages.append({"role": "user", "content": prompt})
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as problem:  # Jinja errors, and whatever raise_exception() in a template makes of them
+            parts = " with a system message" * (system is not None) + f" and {len(exemplars)} earlier turns"
+            raise UnsupportedError(
+                f"the chat template of {self._card.name} cannot render a conversation{parts}: {problem}"
+            ) from problem
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _prefix_uncached(self, system: str | None, exemplars: tuple[tuple[str, str], ...]) -> tuple[int, ...]:
@@ -251,7 +266,8 @@ class LocalPolicy:
             lq, _ = self._conditioned_logprobs(some, answers, q)
             for at_p in rows:
                 total = [float((lp[i].exp() * (lp[i] - lq[i])).sum()) for i in at_p]
-                results.append(sum(total) / len(total) if total else 0.0)
+                # No divergence is below 0; what float32 rounds to just under it is 0.
+                results.append(max(0.0, sum(total) / len(total)) if total else 0.0)
         return results
 
     def _conditioned_logprobs(
@@ -276,17 +292,18 @@ class LocalPolicy:
     ) -> list[list[int]]:
         """Consecutive prompts that together pack into ``packed_tokens``; one that is larger alone stands alone."""
         parts: list[list[int]] = []
-        size = 0
+        whole = root = 0
         for i, (prompt, answers) in enumerate(zip(prompts, completions, strict=True)):
             new = len(prompt) + sum(len(a) for a in answers)
             if parts:
-                shared = common_prefix([prompts[parts[-1][0]], prompt])
-                if size + new - shared <= self.packed_tokens:
+                # The root is what all prompts of the pack begin with: one more prompt may make it shorter for all.
+                shared = min(root, common_prefix([prompts[parts[-1][0]], prompt]))
+                if whole + new - shared * len(parts[-1]) <= self.packed_tokens:
                     parts[-1].append(i)
-                    size += new - shared
+                    whole, root = whole + new, shared
                     continue
             parts.append([i])
-            size = new
+            whole, root = new, len(prompt)
         return parts
 
     def _packed_logits(
@@ -300,7 +317,7 @@ class LocalPolicy:
         rows = [[[place[i] for i in row] for row in prompt_rows] for prompt_rows in packed.predicted_from]
         device = self.model.device
         if not wanted:
-            return torch.zeros(0, self.model.config.vocab_size, device=device), rows
+            return torch.zeros(0, text_config(self.model).vocab_size, device=device), rows
         ids, at = packed.tokens[None].to(device), packed.positions[None].to(device)
         if self.shared:
             view = PackedView(packed.mask[None, None].to(device), at)
@@ -324,29 +341,58 @@ class LocalPolicy:
 
     @torch.no_grad()
     def _check_shared(self) -> bool:
-        """Whether the shared path gives this model's own distributions, on a few tokens."""
-        vocab = int(self.model.config.get_text_config().vocab_size)
+        """Whether the shared path gives this model's own distributions, packed and decoded, on a few tokens."""
+        vocab = int(text_config(self.model).vocab_size)
         tokens = [int(u * min(vocab, 4096)) for u in uniforms(0, 24)]
+        device = self.model.device
         try:
             packed = pack([tokens[:12], tokens[:8]], [[tokens[12:18], tokens[18:]], [tokens[12:16]]])
-            view = PackedView(packed.mask[None, None].to(self.model.device), packed.positions[None])
-            at = packed.positions[None].to(self.model.device)
-            with viewing(self.model, view):
-                ours = self.model(
-                    input_ids=packed.tokens[None].to(self.model.device), position_ids=at, use_cache=False
-                ).logits[0]
-            if attention_calls() == 0:
-                raise UnsupportedError("the model computes attention by itself")
+            at = packed.positions[None].to(device)
+            with viewing(self.model, PackedView(packed.mask[None, None].to(device), at)):
+                ours = self.model(input_ids=packed.tokens[None].to(device), position_ids=at, use_cache=False).logits[0]
+            _check_windows(text_config(self.model), attention_windows(), self._card.context_tokens)
             theirs = plain_logits(self.model, [*tokens[:12], *tokens[18:]])[-2]
             mine = ours[packed.predicted_from[0][1][-1]]
-            loose = self.model.dtype in (torch.bfloat16, torch.float16)
-            error = float((mine.float().softmax(-1) - theirs.float().softmax(-1)).abs().sum())
-            if error > (0.1 if loose else 1e-3):
-                raise UnsupportedError(f"next-token probabilities differ by {error:.2g} in total variation")
+            error = float((mine.float().softmax(-1) - theirs.float().softmax(-1)).abs().sum()) / 2
+            self._require_close(error, "when packed")
+            # Without end tokens, so that every draft has its length.
+            prompts = [Prompted(tuple(tokens[:12]), 8, (0, 1)), Prompted(tuple(tokens[:8] + tokens[12:14]), 8, (2,))]
+            for prompt, drafts in zip(
+                prompts, Engine(self.model, frozenset()).generate("", prompts, Sampling(max_new_tokens=3)), strict=True
+            ):
+                for draft in drafts:
+                    plain = plain_logits(self.model, [*prompt.tokens, *draft.tokens])[-4:-1].float().softmax(-1)
+                    chosen = plain[range(3), draft.tokens].tolist()
+                    error = max(abs(math.exp(a) - b) for a, b in zip(draft.logprobs, chosen, strict=True))
+                    self._require_close(error, "when decoded")
         except (UnsupportedError, TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as reason:
             self.notes.append(f"prompts are not shared between rollouts, the slow path is used: {reason}")
             return False
         return True
+
+    def _require_close(self, error: float, where: str) -> None:
+        """Refuses the shared path where probabilities differ by more than the dtype's rounding explains."""
+        if not error <= (0.05 if self.model.dtype in (torch.bfloat16, torch.float16) else 1e-3):
+            raise UnsupportedError(f"next-token probabilities differ by {error:.2g} {where}")
+
+
+def _check_windows(config: Any, seen: Mapping[int, int], context: int) -> None:
+    """Refuses a model whose layers do not hand over what limits their attention: the few tokens of the other checks
+    lie within any window."""
+    missing = [layer for layer in range(config.num_hidden_layers) if layer not in seen]
+    if missing:
+        which = "every layer computes" if not seen else f"layers {missing} compute"
+        raise UnsupportedError(f"{which} attention without transformers' interface")
+    window = getattr(config, "sliding_window", None) or 0
+    default = "sliding_attention" if window else "full_attention"
+    kinds = getattr(config, "layer_types", None) or [default] * config.num_hidden_layers
+    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise UnsupportedError(f"layers of the kind {', '.join(unknown)} are not known here")
+    for layer, kind in enumerate(kinds):
+        expected = window if kind == "sliding_attention" else 0
+        if seen[layer] != expected and min(w for w in (seen[layer], expected) if w) < context:
+            raise UnsupportedError(f"layer {layer} has a window of {expected} tokens but attends with {seen[layer]}")
 
 
 def _stats(
@@ -359,7 +405,8 @@ def _stats(
 
     One gather for all tokens: indexing prompt by prompt would make the backward pass fill [M, V] once a prompt.
     """
-    scaled = logits.float() if temperature == 1.0 else logits.float() / temperature
+    # Greedy answers have the log-probabilities of temperature 1, as where they are sampled.
+    scaled = logits.float() if temperature in (0.0, 1.0) else logits.float() / temperature
     normal = torch.logsumexp(scaled, dim=-1)
     with torch.no_grad():
         probs = torch.softmax(scaled, dim=-1)
@@ -395,7 +442,7 @@ def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def _context_tokens(model: Any) -> int:
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 2048) or 2048)
+    return int(getattr(text_config(model), "max_position_embeddings", 2048) or 2048)
 
 
 def open_local(

@@ -3,7 +3,8 @@ path for models whose attention cannot be shared."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +24,15 @@ def plain_logits(model: Any, tokens: Sequence[int]) -> torch.Tensor:
 
 @torch.no_grad()
 def plain_generate(
-    model: Any, prompt: Sequence[int], seed: int, sampling: Sampling, ends: frozenset[int]
+    model: Any,
+    prompt: Sequence[int],
+    seed: int,
+    sampling: Sampling,
+    ends: frozenset[int],
+    stopped: Callable[[list[int]], bool] | None = None,
 ) -> tuple[list[int], list[float]]:
-    """Tokens and log-probabilities of one rollout, the whole sequence recomputed for each token."""
+    """Tokens and log-probabilities of one rollout, the whole sequence recomputed for each token. Ends after a token of
+    ``ends``, after tokens that are ``stopped``, and at a log-probability that is no number."""
     draws = uniforms(seed, sampling.max_new_tokens)
     tokens: list[int] = []
     logprobs: list[float] = []
@@ -35,6 +42,6 @@ def plain_generate(
         token, logprob = sample_tokens(logits, u, sampling.temperature, sampling.top_k, sampling.top_p)
         tokens.append(int(token))
         logprobs.append(float(logprob))
-        if tokens[-1] in ends:
+        if tokens[-1] in ends or not math.isfinite(logprobs[-1]) or (stopped is not None and stopped(tokens)):
             break
     return tokens, logprobs

@@ -19,7 +19,7 @@ from torch import nn
 
 from twoclock.nn.attention import attend, attend_reference, fold_heads, merge, unfold_heads
 
-__all__ = ["DecodeView", "OwnCache", "PackedView", "PrefixKV", "Segment", "viewing"]
+__all__ = ["DecodeView", "OwnCache", "PackedView", "PrefixKV", "Segment", "attention_windows", "text_config", "viewing"]
 
 IMPLEMENTATION = "twoclock_shared"
 
@@ -187,8 +187,8 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     view: DecodeView | PackedView = _active.view
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    _active.calls += 1
     layer = int(module.layer_idx)  # type: ignore[arg-type]
+    _active.windows[layer] = sliding_window or 0
     out = view.attend(query, key, value, layer, scale, softcap or 0.0, sliding_window or 0)
     return out.transpose(1, 2).contiguous(), None
 
@@ -199,9 +199,9 @@ def viewing(model: nn.Module, view: DecodeView | PackedView) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(IMPLEMENTATION, _attention)
-    config = _text_config(model)
+    config = text_config(model)
     before = config._attn_implementation
-    _active.view, _active.calls = view, 0
+    _active.view, _active.windows = view, {}
     config._attn_implementation = IMPLEMENTATION
     try:
         yield
@@ -210,11 +210,13 @@ def viewing(model: nn.Module, view: DecodeView | PackedView) -> Iterator[None]:
         _active.view = None
 
 
-def attention_calls() -> int:
-    """How many layers asked for attention since the last :func:`viewing` began: 0 means the model does not obey."""
-    return int(getattr(_active, "calls", 0))
+def attention_windows() -> dict[int, int]:
+    """The sliding window (0: none) of each layer that asked for attention since the last :func:`viewing` began. A layer
+    that is not there computes attention by itself."""
+    return dict(getattr(_active, "windows", {}))
 
 
-def _text_config(model: Any) -> Any:
+def text_config(model: Any) -> Any:
+    """The config of the language model, where a model has parts for other things too."""
     config = model.config
     return config.get_text_config() if hasattr(config, "get_text_config") else config
