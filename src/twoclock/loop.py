@@ -19,7 +19,6 @@ from twoclock.bench import Bench, grade_rollouts, sampling_cost
 from twoclock.contracts import Allocator, Channel, Gate, LoopObserver, Policy, Population, Task, TaskStream
 from twoclock.errors import BudgetError, ConfigError, NumericsError, UnsupportedError
 from twoclock.evaluation import Cell, EvaluationSettings, Evaluator, conditioning_of, conditionings_of
-from twoclock.hashing import content_hash
 from twoclock.seeding import child_seed
 from twoclock.store import RunStore
 from twoclock.types import (
@@ -464,8 +463,3 @@ def _summary(evidence: Evidence, cost: Cost) -> dict[str, float]:
         "commonest_answer": common / len(texts) if texts else 0.0,
         "conditionings": float(len(evidence.conditionings)),
     }
-
-
-def state_hash(channel: Channel[Any], state: Any) -> str:
-    """The name of a state: the hash of its dump."""
-    return content_hash(channel.dump(state))
