@@ -140,6 +140,10 @@ class LoraChannel:
         model = bench.trainable()
         trained = _Training(self.config, model, evidence, self._started(state, model))
         order = sorted(alive, key=lambda g: child_seed("lora-order", seed, g.item.id))
+        order = trained.affordable(order, budget.tokens)
+        if not order:
+            reason = f"the budget of {budget.tokens} tokens is too small to train on one group"
+            return Declined(channel=self.name, reason=reason, metrics=share)
         for part in range(self.config.steps_per_round):
             groups = order[part :: self.config.steps_per_round]
             problem = trained.step(groups) if groups else None
@@ -221,7 +225,20 @@ class _Training:
         self.config, self.model, self.evidence, self.state = config, model, evidence, state
         self.cost = Cost()
         self._seen: list[dict[str, float]] = []
-        self._old: dict[int, torch.Tensor] = {}
+
+    def affordable(self, groups: Sequence[Group], limit: int | None) -> list[Group]:
+        """The first groups whose tokens, read and trained on, fit the limit."""
+        kept, spent = [], 0
+        for group in groups:
+            conditionings = {r.conditioning_id for r in group.rollouts if r.completion.tokens}
+            spent += sum(
+                self.model.prompt_tokens(group.item.prompt, self.evidence.conditionings[c]) for c in conditionings
+            )
+            spent += sum(len(r.completion.tokens) for r in group.rollouts)
+            if limit is not None and spent > limit:
+                break
+            kept.append(group)
+        return kept
 
     def metrics(self) -> dict[str, float]:
         """Means over the steps."""
@@ -231,7 +248,8 @@ class _Training:
         """One AdamW step on these groups; the reason when it is refused."""
         leaves = {name: tuple(t.clone().requires_grad_() for t in pair) for name, pair in self.state.tensors.items()}
         low_rank: Any = (leaves, self.state.scale)
-        num = sum(len(g.rollouts) for g in groups)
+        # Dead groups count in N, as the loss is defined: with few live groups a step is small, not a leap on noise.
+        num = len(self.evidence.rollouts) / self.config.steps_per_round
         sums = {"loss": 0.0, "entropy": 0.0, "sampler_mismatch": 0.0, "kl_base": 0.0}
         tokens = 0.0
         for conditioning, part in self._batches(groups):
