@@ -151,7 +151,7 @@ class LocalPolicy:
         if not stop:
             return None
         # A special token has no text, so a stop string that is one is known by its id.
-        special = dict(zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True))
+        special = {token.content: i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         ids = {special[s] for s in stop if s in special}
         return lambda tokens: (
             tokens[-1] in ids
