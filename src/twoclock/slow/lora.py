@@ -2,8 +2,9 @@
 
 Source: LoRA (arXiv:2106.09685) for what moves, GRPO (arXiv:2402.03300) for the objective; the equations stand in
 :mod:`twoclock.nn.lowrank` and :mod:`twoclock.nn.objectives`. Where we depart: groups are keyed by item id and may span
-several prompts, with one mean and standard deviation across them; the old log-probabilities of a first step are the
-trainer's own, so the ratio starts at exactly 1 and rounding between sampler and trainer is reported, not optimised;
+several prompts, with one mean and standard deviation across them; the old log-probabilities are the trainer's own under
+the weights that the round began with, so the ratio starts at exactly 1, and what differs between sampler and trainer
+(rounding, and what top-p and top-k cut off) is reported, not optimised;
 the regulariser, when asked for, is k2 (the reverse KL's gradient), not k3.
 
 The state is a value: the tensors, the optimizer's moments and the step. Until the first step it is empty and its
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 
 from twoclock.contracts import Trainable, Workbench
-from twoclock.errors import ConfigError, StoreError
+from twoclock.errors import ConfigError, StoreError, UnsupportedError
 from twoclock.hashing import canonical_json, content_hash
 from twoclock.nn.lowrank import LowRank
 from twoclock.nn.objectives import group_advantages, grpo_loss, kl_k2
@@ -65,7 +66,7 @@ class LoraConfig:
     clip_low: float = 0.2
     clip_high: float = 0.2
     kl_coef: float = 0.0
-    """Weight of the k2 regulariser towards the base under the same prompt."""
+    """Weight of the k2 regulariser towards the base under the same prompt, on the groups that have a gradient."""
     scale_advantages: bool = True
     """Divide by the group's standard deviation (GRPO); off is Dr. GRPO's advantage."""
     steps_per_round: int = 1
@@ -137,6 +138,10 @@ class LoraChannel:
         if not alive:
             reason = f"all {dead} groups are dead: no reward varies within an item, so there is no gradient"
             return Declined(channel=self.name, reason=reason, metrics=share)
+        alive = [g for g in alive if any(r.completion.tokens for r in g.rollouts)]
+        if not alive:
+            reason = "no completion of a group with reward variance has a token to learn from"
+            return Declined(channel=self.name, reason=reason, metrics=share)
         model = bench.trainable()
         trained = _Training(self.config, model, evidence, self._started(state, model))
         order = sorted(alive, key=lambda g: child_seed("lora-order", seed, g.item.id))
@@ -166,6 +171,11 @@ class LoraChannel:
     def _started(self, state: LoraState, model: Trainable) -> LoraState:
         """The state with its tensors: A drawn as in the LoRA paper's code (Kaiming uniform, a = √5), B zero."""
         if state.tensors:
+            if state.base != model.base_hash:
+                raise UnsupportedError(
+                    f"this state of '{self.name}' was trained on base weights {state.base[:12]}, but the model is "
+                    f"{model.base_hash[:12]}; start a run of its own for this model"
+                )
             return state
         tensors, moments = {}, {}
         for name, (out, width) in model.linear_shapes(self.config.targets).items():
@@ -205,17 +215,19 @@ class LoraChannel:
             length = int.from_bytes(blob[:8], "little")
             head = json.loads(json.loads(blob[8 : 8 + length])["__metadata__"]["twoclock"])
             flat = load(blob)
+            if head["format"] != 1:
+                raise ValueError(f"its format is {head['format']}, and this version reads 1")
+            names = head["modules"]
+            return LoraState(
+                head["seed"],
+                head["step"],
+                head["base"],
+                head["scale"],
+                {n: (flat[f"{n}.A"], flat[f"{n}.B"]) for n in names},
+                {n: tuple(flat[f"{n}.{p}"] for p in ("mA", "vA", "mB", "vB")) for n in names},
+            )
         except Exception as problem:
-            raise StoreError(f"this is not a dumped state of the channel '{self.name}': {problem}") from problem
-        names = head["modules"]
-        return LoraState(
-            head["seed"],
-            head["step"],
-            head["base"],
-            head["scale"],
-            {n: (flat[f"{n}.A"], flat[f"{n}.B"]) for n in names},
-            {n: tuple(flat[f"{n}.{p}"] for p in ("mA", "vA", "mB", "vB")) for n in names},
-        )
+            raise StoreError(f"this is not a dumped state of the channel '{self.name}': {problem!r}") from problem
 
 
 class _Training:
@@ -225,6 +237,7 @@ class _Training:
         self.config, self.model, self.evidence, self.state = config, model, evidence, state
         self.cost = Cost()
         self._seen: list[dict[str, float]] = []
+        self._start = state
 
     def affordable(self, groups: Sequence[Group], limit: int | None) -> list[Group]:
         """The first groups whose tokens, read and trained on, fit the limit."""
@@ -254,8 +267,10 @@ class _Training:
         tokens = 0.0
         for conditioning, part in self._batches(groups):
             loss, seen, count = self._batch_loss(conditioning, part, low_rank)
-            if not torch.isfinite(loss):
-                return f"the loss is {float(loss)}; the step was refused and the state kept"
+            numbers = {"loss": float(loss.detach()), **seen}
+            wrong = [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]
+            if wrong:
+                return f"{', '.join(wrong)}; the step was refused and the state kept"
             (loss / num).backward()  # type: ignore[no-untyped-call]
             sums["loss"] += float(loss.detach()) / num
             for key, value in seen.items():
@@ -294,10 +309,15 @@ class _Training:
         prompts = [g.item.prompt for g, _ in rows]
         answers = [[r.completion.tokens for r in rollouts] for _, rollouts in rows]
         stats = self.model.sequence_stats(prompts, conditioning, answers, temperature=temperature, low_rank=low_rank)
-        base = None
-        if config.kl_coef > 0:
-            text_only = Conditioning(system=conditioning.system, exemplars=conditioning.exemplars)
-            with torch.no_grad():
+        base = old_stats = None
+        with torch.no_grad():
+            if self.state.step > self._start.step:
+                start: Any = (self._start.tensors, self._start.scale)
+                old_stats = self.model.sequence_stats(
+                    prompts, conditioning, answers, temperature=temperature, low_rank=start
+                )
+            if config.kl_coef > 0:
+                text_only = Conditioning(system=conditioning.system, exemplars=conditioning.exemplars)
                 base = self.model.sequence_stats(prompts, text_only, answers, temperature=temperature)
         loss = torch.zeros(())
         seen = {"entropy": 0.0, "sampler_mismatch": 0.0, "kl_base": 0.0}
@@ -306,9 +326,8 @@ class _Training:
             every = group_advantages(group.rewards, scale=config.scale_advantages)
             mine = {id(r): a for r, a in zip(group.rollouts, every, strict=True)}
             advantages = torch.tensor([mine[id(r)] for r in rollouts], device=stat.logprobs.device)
-            sampled = _padded([r.completion.logprobs for r in rollouts], stat.mask)
-            # With one step a round the trainer's own value is the old one; with several, what was sampled under.
-            old = stat.logprobs.detach() if config.steps_per_round == 1 else sampled
+            old = old_stats[index].logprobs if old_stats else stat.logprobs.detach()
+            sampled, told = _padded([r.completion.logprobs for r in rollouts], stat.mask)
             loss = loss + grpo_loss(
                 stat.logprobs, old, advantages, stat.mask, clip_low=config.clip_low, clip_high=config.clip_high
             )
@@ -316,7 +335,7 @@ class _Training:
                 loss = loss + config.kl_coef * kl_k2(stat.logprobs, base[index].logprobs, stat.mask)
                 seen["kl_base"] += float(((stat.logprobs.detach() - base[index].logprobs) * stat.mask).sum())
             seen["entropy"] += float((stat.entropy * stat.mask).sum())
-            seen["sampler_mismatch"] += float(((stat.logprobs.detach() - sampled).abs() * stat.mask).sum())
+            seen["sampler_mismatch"] += float(((old - sampled).abs() * told).sum())
             count += float(stat.mask.sum())
         read = sum(self.model.prompt_tokens(p, conditioning) for p in prompts)
         self.cost += Cost(trained_tokens=read + int(count))
@@ -352,8 +371,10 @@ def _pairs(moments: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Te
     return [(moments[0], moments[1]), (moments[2], moments[3])]
 
 
-def _padded(rows: Sequence[Sequence[float]], mask: torch.Tensor) -> torch.Tensor:
-    out = torch.zeros_like(mask)
+def _padded(rows: Sequence[Sequence[float]], like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the rows, 1.0 where a row has a number), both of the shape of ``like``; a policy that cannot tell gives none."""
+    out, told = torch.zeros_like(like), torch.zeros_like(like)
     for n, row in enumerate(rows):
         out[n, : len(row)] = torch.tensor(row)
-    return out
+        told[n, : len(row)] = 1.0
+    return out, told
