@@ -52,7 +52,8 @@ class LocalPolicy:
         packed_tokens: int = 2048,
         check: bool = True,
     ) -> None:
-        self.model = model
+        # The base never moves: gradients are for deltas alone, and cost nothing where none is trained.
+        self.model = model.requires_grad_(False)
         self.tokenizer = tokenizer
         self.packed_tokens = packed_tokens
         self.notes: list[str] = []
