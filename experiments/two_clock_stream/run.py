@@ -82,6 +82,7 @@ def run_cell(arm: str, seed: int, runs: Path) -> Path:
         "seconds": round(sum(r.metrics["round_s"] for r in rounds)),
         "digest": store.digest(),
     }
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return out
 
