@@ -3,8 +3,8 @@
     python experiments/two_clock_stream/run.py --arm two_clocks --seed 0     # one cell; resumes a run that was killed
     python experiments/two_clock_stream/run.py --table                       # the table of the cells there are
 
-Arms: ``null`` learns nothing; ``fast_only`` searches prompts; ``slow_only`` trains LoRA without a prompt; ``two_clocks``
-is the demo as packaged. All see the same items with the same seeds.
+Arms: ``null`` learns nothing; ``fast_only`` searches prompts; ``slow_only`` trains LoRA without a prompt;
+``two_clocks`` is the demo as packaged. All see the same items with the same seeds.
 """
 
 from __future__ import annotations
