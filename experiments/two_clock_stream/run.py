@@ -88,40 +88,40 @@ def run_cell(arm: str, seed: int, runs: Path) -> Path:
 
 
 def table() -> None:
-    """The mean over seeds of each arm's deployed score, with the seeds' own values; Wilson intervals a cell."""
+    """A row a cell, with Wilson intervals over items; from three seeds on, means with t intervals over seeds."""
     from twoclock.measure import t_interval, wilson
 
     cells = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((HERE / "results").glob("*.json"))]
     tasks = list(dict.fromkeys(task for c in cells for task in c["cells"]))
     heads = [
+        f"{tasks[0]} after its phase",
         *(f"{t} at the end" for t in tasks),
-        "first task after its phase",
         "drift live‖base",
         "rollouts",
         "seconds",
     ]
-    print("| arm | seeds | " + " | ".join(heads) + " |")
-    print("|---|---|" + "---|" * (len(tasks) + 4))
+    print("| arm | seed | " + " | ".join(heads) + " |")
+    print("|---|---|" + "---|" * len(heads))
     for arm in ARMS:
         mine = [c for c in cells if c["arm"] == arm]
-        if not mine:
-            continue
-        columns = []
-        for task in tasks:
-            scores = [c["cells"][task]["live/learned"] for c in mine]
-            if len(mine) == 1:
-                columns.append(str(wilson(scores[0]["correct"], scores[0]["n"])))
-            else:
-                columns.append(str(t_interval([s["correct"] / s["n"] for s in scores])))
-        ends = [e for c in mine for e in c["phase_ends"] if e["task"] == tasks[0]]
-        first_end = min((e["round"] for e in ends if e["round"] > 0), default=0)
-        after = [e["correct"] / e["n"] for e in ends if e["round"] == first_end]
-        drift = [c["drift"].get("general", {}).get("live_base", 0.0) for c in mine]
-        columns.append(f"{sum(after) / len(after):.2f}")
-        columns.append(f"{sum(drift) / len(drift):.3f}")
-        columns.append(str(round(sum(c["rollouts"] for c in mine) / len(mine))))
-        columns.append(str(round(sum(c["seconds"] for c in mine) / len(mine))))
-        print(f"| {arm} | {len(mine)} | " + " | ".join(columns) + " |")
+        for cell in mine:
+            ends = [e for e in cell["phase_ends"] if e["task"] == tasks[0] and e["round"] > 0]
+            scores = [min(ends, key=lambda e: e["round"]), *(cell["cells"][t]["live/learned"] for t in tasks)]
+            drift = cell["drift"].get("general", {}).get("live_base", 0.0)
+            columns = [*(str(wilson(x["correct"], x["n"])) for x in scores), f"{drift:.3f}"]
+            print(
+                f"| {arm} | {cell['seed']} | "
+                + " | ".join([*columns, str(cell["rollouts"]), str(cell["seconds"])])
+                + " |"
+            )
+        if len(mine) >= 3:
+            means = [
+                t_interval(
+                    [c["cells"][t]["live/learned"]["correct"] / c["cells"][t]["live/learned"]["n"] for c in mine]
+                )
+                for t in tasks
+            ]
+            print(f"| {arm} | all {len(mine)} | – | " + " | ".join(map(str, means)) + " | – | – | – |")
 
 
 def main() -> None:
