@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from twoclock.measure.across_seeds import geometric_ratio, iqm, ratio_of_means, t_interval
+from twoclock.measure.asymptote import AsymptoteFit, NoAsymptote, fit_asymptote
 from twoclock.measure.cost import CostLine, CostTable, cost_table
+from twoclock.measure.curves import CurvePoint, LearningCurve, Spent, area_under, learning_curve
 from twoclock.measure.decompose import CELLS, Cell, Effects, TwoByTwo, effects, two_by_two
 from twoclock.measure.drift import DriftSummary, KlEstimates, categorical_kl, kl_estimates, summarise_drift
 from twoclock.measure.drift_estimators import DriftEstimate, SampledLogprobs, estimate_drift, estimate_drifts
+from twoclock.measure.efficiency import Efficiency, Reached, SpeedUp, TimeTo, reach, sample_efficiency, time_to
 from twoclock.measure.evaluations import (
     TaskRetention,
     TaskTable,
     score_curve,
     score_matrix,
+    stream_worst_case,
+    suite_forgetting,
     task_retention,
     task_tables,
 )
 from twoclock.measure.intervals import Interval, bootstrap_interval, clopper_pearson, mean_interval, wilson
+from twoclock.measure.item_forgetting import ItemForgetting, forgotten_items, guessing_floor
+from twoclock.measure.limits import LimitCheck, check_limit
 from twoclock.measure.pairs import (
     cluster_difference,
     cluster_mean,
@@ -24,6 +31,7 @@ from twoclock.measure.pairs import (
     paired_difference,
     paired_permutation_p,
 )
+from twoclock.measure.plasticity import Plasticity, plasticity_ratio
 from twoclock.measure.power import (
     ItemsNeeded,
     detectable_difference,
@@ -34,16 +42,27 @@ from twoclock.measure.power import (
     items_table,
 )
 from twoclock.measure.retention import (
+    ReferenceSummary,
     RetentionSummary,
     ScoreMatrix,
+    summarise_references,
+    summarise_retention,
+    worst_case_interval,
+)
+from twoclock.measure.sampling import chance_at_k, pass_at_k, pass_at_k_interval, pass_power_k
+from twoclock.measure.stream_metrics import (
+    METRICS,
+    MetricDefinition,
     anytime_average,
     backward_transfer,
+    base_forgetting,
     final_average,
     forgetting,
     forward_transfer,
-    summarise_retention,
+    forward_transfer_alone,
+    intransigence,
+    worst_case,
 )
-from twoclock.measure.sampling import chance_at_k, pass_at_k, pass_at_k_interval, pass_power_k
 
 __all__ = [
     "Interval",
@@ -80,6 +99,39 @@ __all__ = [
     "forgetting",
     "forward_transfer",
     "summarise_retention",
+    "METRICS",
+    "MetricDefinition",
+    "ReferenceSummary",
+    "base_forgetting",
+    "forward_transfer_alone",
+    "intransigence",
+    "summarise_references",
+    "worst_case",
+    "worst_case_interval",
+    "stream_worst_case",
+    "suite_forgetting",
+    "ItemForgetting",
+    "guessing_floor",
+    "forgotten_items",
+    "CurvePoint",
+    "LearningCurve",
+    "Spent",
+    "area_under",
+    "learning_curve",
+    "Plasticity",
+    "plasticity_ratio",
+    "Efficiency",
+    "Reached",
+    "SpeedUp",
+    "TimeTo",
+    "sample_efficiency",
+    "reach",
+    "time_to",
+    "AsymptoteFit",
+    "NoAsymptote",
+    "fit_asymptote",
+    "LimitCheck",
+    "check_limit",
     "CELLS",
     "Cell",
     "Effects",

@@ -29,8 +29,11 @@ def _t(level: float, freedom: float) -> float:
     return float(stdtrit(freedom, 0.5 + level / 2))
 
 
-def t_interval(values: Sequence[float] | Array, level: float = 0.95) -> Interval:
-    """The mean over training seeds or task orders by Student's t: right at any number of seeds if they are normal."""
+def t_interval(
+    values: Sequence[float] | Array, level: float = 0.95, *, bounds: tuple[float, float] | None = None
+) -> Interval:
+    """The mean over training seeds or task orders by Student's t: right at any number of seeds if they are normal.
+    ``bounds`` are the least and the greatest value possible; the interval is cut off there."""
     check_level(level)
     array = as_array(values)
     n = len(array)
@@ -38,7 +41,8 @@ def t_interval(values: Sequence[float] | Array, level: float = 0.95) -> Interval
         return unknown(n, level, float(array[0]) if n else math.nan, seeds=n)
     mean = math.fsum(array) / n
     half = _t(level, n - 1) * float(array.std(ddof=1)) / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, n, level, "t over seeds", n)
+    low, high = bounds or (-math.inf, math.inf)
+    return Interval(mean, max(mean - half, low), min(mean + half, high), n, level, "t over seeds", n)
 
 
 def iqm(values: Sequence[float] | Sequence[Sequence[float]] | Array, level: float = 0.95, seed: int = 0) -> Interval:

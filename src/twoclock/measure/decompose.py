@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from twoclock.measure.statistics import Interval, mean_interval, unknown
+from twoclock.measure.intervals import Interval, mean_interval, unknown
 from twoclock.seeding import child_seed
 
 __all__ = ["CELLS", "Cell", "Effects", "TwoByTwo", "effects", "two_by_two"]

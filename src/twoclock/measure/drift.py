@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from twoclock.measure.statistics import Interval, mean_interval
+from twoclock.measure.intervals import Interval, mean_interval
 from twoclock.types import DriftRecord
 
 __all__ = ["DriftSummary", "KlEstimates", "categorical_kl", "kl_estimates", "summarise_drift"]

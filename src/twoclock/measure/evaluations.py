@@ -9,12 +9,24 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from twoclock.measure.decompose import CELLS, Cell, TwoByTwo, two_by_two
-from twoclock.measure.retention import ScoreMatrix
-from twoclock.measure.statistics import Interval, mean_interval, paired_difference, unknown
+from twoclock.measure.intervals import Interval, mean_interval, unknown
+from twoclock.measure.pairs import paired_difference
+from twoclock.measure.retention import ScoreMatrix, mean_over_tasks, worst_case_interval
 from twoclock.types import Evaluation
 
-__all__ = ["TaskRetention", "TaskTable", "score_curve", "score_matrix", "task_retention", "task_tables"]
+__all__ = [
+    "TaskRetention",
+    "TaskTable",
+    "suite_forgetting",
+    "score_curve",
+    "score_matrix",
+    "stream_worst_case",
+    "task_retention",
+    "task_tables",
+]
 
 FULL = ("phase", "final")
 """The purposes whose evaluations measure all cells; probes measure the deployed one on fewer items."""
@@ -194,6 +206,57 @@ def _paired(after: Mapping[str, float] | None, before: Mapping[str, float] | Non
         return unknown(0, level)
     items = [item for item in before if item in after]
     return paired_difference([after[item] for item in items], [before[item] for item in items], level, seed)
+
+
+def suite_forgetting(
+    evaluations: Sequence[Evaluation],
+    suites: Sequence[str],
+    level: float = 0.95,
+    seed: int = 0,
+    *,
+    cell: Cell = DEPLOYED,
+) -> Interval:
+    """BF, the mean over suites that no phase trained on of the score at the start minus now; positive is loss. Unknown
+    where a suite was not measured at both ends. Within a suite the items are paired, each suite weighs the same."""
+    full = [evaluation for evaluation in evaluations if evaluation.purpose in FULL]
+    differences = []
+    for suite in suites:
+        start = _last(full, suite, cell, 0) or _last(full, suite, BASE, 0)
+        now = _last(full, suite, cell)
+        if start is None or now is None:
+            return unknown(0, level)
+        was, has = _shared([start, now])
+        differences.append(np.asarray(was, dtype=np.float64) - np.asarray(has, dtype=np.float64))
+    return mean_over_tasks(differences, level, seed)
+
+
+def stream_worst_case(
+    evaluations: Sequence[Evaluation],
+    phases: Sequence[str] | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+    *,
+    cell: Cell = DEPLOYED,
+) -> Interval:
+    """WC from all evaluations of one cell, the probes inside the phases included: without any it sees the phases' ends
+    alone, and no dip between them. Unknown before the second phase has
+    ended, and for streams in which a task comes twice: its phases share one column."""
+    wanted = [evaluation for evaluation in evaluations if evaluation.purpose in ("phase", "probe")]
+    by_phase = score_matrix(evaluations, phases, cell)
+    tasks = by_phase.tasks[: len(by_phase.rounds) - 1] if by_phase.rounds else ()
+    rounds = tuple(sorted({evaluation.round for evaluation in wanted}))
+    if len(set(tasks)) < len(tasks) or len(tasks) < 2:
+        return unknown(0, level)
+
+    def rewards(round: int, task: str) -> dict[str, float] | None:
+        found = _last(wanted, task, cell, round)
+        return _by_item(found) if found else None
+
+    life = ScoreMatrix(
+        tasks=tasks, rounds=rounds, rewards=tuple(tuple(rewards(round, task) for task in tasks) for round in rounds)
+    )
+    ends = [rounds.index(round) for round in by_phase.rounds[1:]]
+    return worst_case_interval(life, ends, level, seed)
 
 
 def score_curve(

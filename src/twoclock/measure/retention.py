@@ -1,31 +1,36 @@
-"""What a stream of tasks left behind: the matrix of scores (phase × task) and the numbers that continual learning takes
-from it.
+"""What a stream of tasks left behind: the matrix of scores (phase × task), and the metrics with their intervals.
 
-Row ``i`` of R is the system after phase i, row 0 the untouched start; column ``j`` is the task of phase j, counted from
-1 as in the papers. Scores lie in [0, 1], higher is better; every metric is in the same unit. Formulas differ between
-papers and code bases under the same names, so each function states its own.
+The formulas stand in ``stream_metrics``; here they meet the items behind each score.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from twoclock.measure.statistics import Interval, constant_interval, mean_interval, unknown
+from twoclock.measure.intervals import Interval, constant_interval, mean_interval, unknown
+from twoclock.measure.stream_metrics import (
+    anytime_average,
+    backward_transfer,
+    final_average,
+    forgetting,
+    forward_transfer,
+    worst_case,
+)
 from twoclock.seeding import child_seed
 
 __all__ = [
+    "ReferenceSummary",
     "RetentionSummary",
     "ScoreMatrix",
-    "anytime_average",
-    "backward_transfer",
-    "final_average",
-    "forgetting",
-    "forward_transfer",
+    "mean_over_tasks",
+    "summarise_references",
     "summarise_retention",
+    "worst_case_interval",
 ]
 
 Array = npt.NDArray[np.float64]
@@ -33,68 +38,21 @@ Array = npt.NDArray[np.float64]
 RESAMPLES = 4_000
 
 
-# ------------------------------------------------------------------------------------- the metrics, R of (..., T+1, T)
+def _forgetting_since_first(scores: Array) -> Array:
+    return forgetting(scores, first_row=1)
 
 
-def _check(scores: Array) -> int:
-    if scores.ndim < 2 or scores.shape[-2] != scores.shape[-1] + 1 or scores.shape[-1] == 0:
-        raise ValueError(f"scores need T + 1 rows (the start and T phases) by T tasks; got shape {scores.shape}")
-    return int(scores.shape[-1])
-
-
-def final_average(scores: Array) -> Array:
-    """ACC = (1/T) Σ_j R[T, j], in [0, 1], higher is better: the system at the end, over all tasks. It hides forgetting
-    where later tasks are easier."""
-    _check(scores)
-    return np.asarray(scores[..., -1, :].mean(axis=-1))
-
-
-def anytime_average(scores: Array) -> Array:
-    """AAA = (1/T) Σ_i (1/i) Σ_{j<=i} R[i, j], in [0, 1], higher is better: over the whole life, on the tasks met so
-    far."""
-    count = _check(scores)
-    rows = [scores[..., i, :i].mean(axis=-1) for i in range(1, count + 1)]
-    return np.asarray(np.mean(rows, axis=0))
-
-
-def backward_transfer(scores: Array) -> Array:
-    """BWT = (1/(T-1)) Σ_{j<T} (R[T, j] - R[j, j]), in [-1, 1], negative is loss: what learning later tasks did to
-    earlier ones (GEM, arXiv:1706.08840). NaN for one task."""
-    count = _check(scores)
-    if count < 2:
-        return np.full(scores.shape[:-2], np.nan)
-    return np.asarray((scores[..., -1, :-1] - _diagonal(scores)[..., :-1]).mean(axis=-1))
-
-
-def forgetting(scores: Array) -> Array:
-    """F = (1/(T-1)) Σ_{j<T} (max_{0<=l<T} R[l, j] - R[T, j]), in [-1, 1], positive is loss: against the best a task
-    ever was (RWalk, arXiv:1801.10112). The maximum begins at the untouched start, l = 0, because a language model can
-    lose what it never had to learn. F >= -BWT always. Rows where a task was not measured are left out of the maximum;
-    its own phase must have been. NaN for one task."""
-    count = _check(scores)
-    if count < 2:
-        return np.full(scores.shape[:-2], np.nan)
-    best = np.fmax.reduce(scores[..., :-1, :-1], axis=-2)
-    best = np.where(np.isnan(_diagonal(scores)[..., :-1]), np.nan, best)
-    return np.asarray((best - scores[..., -1, :-1]).mean(axis=-1))
-
-
-def forward_transfer(scores: Array) -> Array:
-    """FWT = (1/(T-1)) Σ_{j>=2} (R[j-1, j] - R[0, j]), in [-1, 1], higher is better: what earlier tasks gave to a task
-    before it was trained (GEM). The reference is the untouched start, not a random initialisation. NaN for one task."""
-    count = _check(scores)
-    if count < 2:
-        return np.full(scores.shape[:-2], np.nan)
-    before = np.stack([scores[..., j, j] for j in range(1, count)], axis=-1)  # row j-1 of column j, from 1
-    return np.asarray((before - scores[..., 0, 1:]).mean(axis=-1))
-
-
-def _diagonal(scores: Array) -> Array:
-    """R[j, j]: each task right after its own phase; shape (..., T)."""
-    return np.stack([scores[..., j + 1, j] for j in range(scores.shape[-1])], axis=-1)
-
-
-# ------------------------------------------------------------------------------------------------ with their intervals
+LINEAR: Mapping[str, Callable[[Array], Array]] = {
+    "final_average": final_average,
+    "anytime_average": anytime_average,
+    "backward_transfer": backward_transfer,
+    "forward_transfer": forward_transfer,
+}
+LARGEST: Mapping[str, Callable[[Array], Array]] = {
+    "forgetting": forgetting,
+    "forgetting_since_first": _forgetting_since_first,
+}
+"""Metrics with a maximum over rows, which noise makes larger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,49 +97,78 @@ class ScoreMatrix:
 class RetentionSummary:
     """The metrics over the phases that are finished; unknown (NaN) where a cell they need was not measured, or where
     they need two finished phases. The intervals are over items (n counts those of all tasks), not over task orders or
-    training seeds; forgetting's maximum makes its interval lean upwards a little."""
+    training seeds. Definitions: ``METRICS``."""
 
     phases: int
     final_average: Interval
     anytime_average: Interval
     backward_transfer: Interval
     forgetting: Interval
+    forgetting_since_first: Interval
+    """Against the best since the first phase, as the paper has it; ``forgetting`` begins at the untouched start."""
     forward_transfer: Interval
 
 
 def summarise_retention(matrix: ScoreMatrix, level: float = 0.95, seed: int = 0) -> RetentionSummary:
-    """All metrics, each with a percentile bootstrap of items within their tasks; rows stay paired."""
+    """All metrics, each with a bootstrap of items within their tasks; rows stay paired."""
     phases = min(len(matrix.rounds) - 1, len(matrix.tasks))
     columns = [matrix.column(j)[: phases + 1] for j in range(phases)]
-    items = sum(column.shape[1] for column in columns)
-    if phases < 1 or any(column.shape[1] == 0 for column in columns):
-        none = unknown(0, level)
-        return RetentionSummary(
-            phases=max(phases, 0), final_average=none, anytime_average=none, backward_transfer=none, forgetting=none,
-            forward_transfer=none,
-        )  # fmt: skip
-    exact = np.stack([column.mean(axis=1) for column in columns], axis=-1)
-    drawn = np.stack([_resampled(column, seed, j) for j, column in enumerate(columns)], axis=-1)
+    empty = phases < 1 or any(column.shape[1] == 0 for column in columns)
+    sample = _Sample(columns, seed)
+    found = {}
+    for name, metric in LINEAR.items():
+        least = 0.0 if metric in (final_average, anytime_average) else -1.0
+        found[name] = unknown(0, level) if empty else sample.interval(metric, (least, 1.0), level)
+    for name, metric in LARGEST.items():
+        found[name] = unknown(0, level) if empty else sample.interval(metric, (-1.0, 1.0), level, of_maxima=True)
+    return RetentionSummary(phases=max(phases, 0), **found)
 
-    def interval(metric: Callable[[Array], Array], least: float) -> Interval:
-        estimate = float(metric(exact))
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """The items of each task, (rows, items) each, and their bootstrap within tasks."""
+
+    columns: Sequence[Array]
+    seed: int
+
+    @cached_property
+    def exact(self) -> Array:
+        return np.stack([column.mean(axis=1) for column in self.columns], axis=-1)
+
+    @cached_property
+    def drawn(self) -> Array:
+        return np.stack([_resampled(column, self.seed, j) for j, column in enumerate(self.columns)], axis=-1)
+
+    def interval(
+        self,
+        metric: Callable[[Array], Array],
+        bounds: tuple[float, float],
+        level: float,
+        *,
+        of_maxima: bool = False,
+    ) -> Interval:
+        """A metric of (..., rows, tasks). A mean takes percentiles.
+
+        One ``of_maxima`` f is larger on noise than on the truth, but f(R̂) - f(R) <= f(R̂ - R) as maxima are
+        subadditive, and f(R̂ - R) can be resampled: its quantiles give bounds that hold, and that are exact where
+        nothing was forgotten at all, which is where false alarms would come from.
+        """
+        items = sum(column.shape[1] for column in self.columns)
+        estimate = float(metric(self.exact))
         if np.isnan(estimate):
             return unknown(0, level)
-        if all(_is_constant(column) for column in columns):
+        if all(_is_constant(column) for column in self.columns):
             # No resample can differ; the smallest task says how much of a population might.
-            smallest = min(column.shape[1] for column in columns)
-            return replace(constant_interval(estimate, smallest, level, (least, 1.0)), n=items)
-        low, high = np.quantile(metric(drawn), [(1 - level) / 2, (1 + level) / 2])
-        return Interval(estimate, float(low), float(high), items, level, "bootstrap of items within tasks")
-
-    return RetentionSummary(
-        phases=phases,
-        final_average=interval(final_average, 0.0),
-        anytime_average=interval(anytime_average, 0.0),
-        backward_transfer=interval(backward_transfer, -1.0),
-        forgetting=interval(forgetting, -1.0),
-        forward_transfer=interval(forward_transfer, -1.0),
-    )
+            smallest = min(column.shape[1] for column in self.columns)
+            return replace(constant_interval(estimate, smallest, level, bounds), n=items)
+        tails = [(1 - level) / 2, (1 + level) / 2]
+        if not of_maxima:
+            low, high = np.quantile(metric(self.drawn), tails)
+            return Interval(estimate, float(low), float(high), items, level, "bootstrap of items within tasks")
+        moves = (self.drawn - self.exact, self.exact - self.drawn)
+        over, under = (max(float(np.quantile(metric(move), tails[1])), 0.0) for move in moves)
+        low, high = max(estimate - over, bounds[0]), min(estimate + under, bounds[1])
+        return Interval(estimate, low, high, items, level, "bootstrap of items within tasks, corrected for the maximum")
 
 
 def _is_constant(column: Array) -> bool:
@@ -198,3 +185,73 @@ def _resampled(column: Array, seed: int, index: int) -> Array:
         for start in range(0, RESAMPLES, chunk)
     ]
     return np.concatenate(counts)
+
+
+# ---------------------------------------------------------------------------------------- against other runs, and dips
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceSummary:
+    """What the stream gave against runs that learned otherwise; unknown where such a run was not given."""
+
+    forward_transfer_alone: Interval
+    intransigence: Interval
+
+
+def summarise_references(
+    matrix: ScoreMatrix,
+    *,
+    alone: Mapping[str, Mapping[str, float]] | None = None,
+    joint: Mapping[str, Mapping[str, float]] | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+) -> ReferenceSummary:
+    """``alone`` has for each task the reward of each item after the same budget on that task alone, ``joint`` after
+    training on all tasks at once. Compared on the items that both measured."""
+    phases = min(len(matrix.rounds) - 1, len(matrix.tasks))
+
+    def against(others: Mapping[str, Mapping[str, float]] | None, sign: float) -> Interval:
+        if others is None or phases < 1:
+            return unknown(0, level)
+        learned = [(matrix.tasks[j], matrix.rewards[j + 1][j]) for j in range(phases)]
+        differences = []
+        for task, rewards in learned:
+            if rewards is None or task not in others:
+                return unknown(0, level)
+            differences.append(_item_differences(task, rewards, others[task]) * sign)
+        return mean_over_tasks(differences, level, seed)
+
+    return ReferenceSummary(forward_transfer_alone=against(alone, 1.0), intransigence=against(joint, -1.0))
+
+
+def _item_differences(task: str, a: Mapping[str, float], b: Mapping[str, float]) -> Array:
+    items = [item for item in a if item in b]
+    if not items:
+        raise ValueError(f"the evaluations of '{task}' have no item in common; they cannot be compared")
+    return np.array([a[item] - b[item] for item in items], dtype=np.float64)
+
+
+def mean_over_tasks(differences: Sequence[Array], level: float = 0.95, seed: int = 0) -> Interval:
+    """The mean over tasks of each one's mean difference of rewards, one number an item, in [-1, 1]; every task weighs
+    the same, items are resampled within their tasks. ``n`` counts all items."""
+    if not differences or any(len(values) == 0 for values in differences):
+        return unknown(0, level)
+
+    def mean(scores: Array) -> Array:
+        return np.asarray(scores[..., 0, :].mean(axis=-1))
+
+    return _Sample([values[None, :] for values in differences], seed).interval(mean, (-1.0, 1.0), level)
+
+
+def worst_case_interval(matrix: ScoreMatrix, ends: Sequence[int], level: float = 0.95, seed: int = 0) -> Interval:
+    """:func:`worst_case` of a matrix with a row each time that something was measured, ``ends`` as there. Unknown for
+    one phase, or where an earlier task was never measured again."""
+    columns = [matrix.column(j) for j in range(len(ends))]
+    if len(ends) < 2 or any(column.shape[1] == 0 for column in columns):
+        return unknown(0, level)
+
+    def badness(scores: Array) -> Array:
+        return -worst_case(scores, ends)
+
+    found = _Sample(columns, seed).interval(badness, (-1.0, 0.0), level, of_maxima=True)
+    return replace(found, estimate=-found.estimate, low=-found.high, high=-found.low)
