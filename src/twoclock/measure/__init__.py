@@ -21,7 +21,7 @@ from twoclock.measure.evaluations import (
     task_tables,
 )
 from twoclock.measure.intervals import Interval, bootstrap_interval, clopper_pearson, mean_interval, wilson
-from twoclock.measure.item_forgetting import ItemForgetting, forgotten_items, guessing_floor
+from twoclock.measure.item_forgetting import ItemForgetting, forgotten_items, guessing_ceiling, guessing_floor
 from twoclock.measure.limits import LimitCheck, check_limit
 from twoclock.measure.pairs import (
     cluster_difference,
@@ -111,6 +111,7 @@ __all__ = [
     "stream_worst_case",
     "suite_forgetting",
     "ItemForgetting",
+    "guessing_ceiling",
     "guessing_floor",
     "forgotten_items",
     "CurvePoint",

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from twoclock.measure.intervals import Interval, mean_interval, unknown
 from twoclock.measure.pairs import paired_difference
 
-__all__ = ["ItemForgetting", "forgotten_items", "guessing_floor"]
+__all__ = ["ItemForgetting", "forgotten_items", "guessing_ceiling", "guessing_floor"]
 
 Array = npt.NDArray[np.float64]
 
@@ -38,21 +38,34 @@ class ItemForgetting:
     excess: Interval
     """lost - null_lost, paired by item: forgetting beyond the noise, positive is loss; unknown without a null pair."""
     by_guessing: float
-    """P(1→0) that guessing among ``choices`` alone would give; 0 for free answers."""
+    """P(1→0) that guessing among ``choices`` alone would give, by :func:`guessing_floor`; 0 for free answers."""
+    by_guessing_most: float
+    """By :func:`guessing_ceiling`."""
     corrected: Interval
-    """lost - by_guessing."""
+    """lost - by_guessing. Forgetting that guessing cannot explain lies above ``by_guessing_most`` - ``by_guessing``."""
     items: int
 
 
 def guessing_floor(before: float, after: float, choices: int) -> float:
-    """P(1→0) of items that are known or guessed uniformly among ``choices``, guesses independent before and after:
-    (1 - p₀)(1 - p₁)/(k - 1) at rates p₀ and p₁ (after arXiv:2510.17776)."""
+    """P(1→0) by guessing alone, of items that are known or guessed uniformly among ``choices``, where what is known
+    before and after is independent: (1 - p₀)(1 - p₁)/(k - 1) at rates p₀ and p₁ (after arXiv:2510.17776)."""
+    _check_guessing(before, after, choices)
+    # No more can be lost by guessing than was right: below chance the formula would promise that.
+    return min((1 - before) * (1 - after) / (choices - 1), before, 1 - after)
+
+
+def guessing_ceiling(before: float, after: float, choices: int) -> float:
+    """The same where what was not known before is not known after either, as in a model that has hardly changed:
+    min(1 - p₀, 1 - p₁)/k, up to k times the floor. Guessing cannot explain more than this."""
+    _check_guessing(before, after, choices)
+    return min(min(1 - before, 1 - after) / choices, before, 1 - after)
+
+
+def _check_guessing(before: float, after: float, choices: int) -> None:
     if choices < 2:
         raise ValueError(f"guessing is among at least 2 choices; got {choices}")
     if not (0 <= before <= 1 and 0 <= after <= 1):
         raise ValueError(f"rates lie in [0, 1]; got {before} and {after}")
-    # No more can be lost by guessing than was right: below chance the formula would promise that.
-    return min((1 - before) * (1 - after) / (choices - 1), before, 1 - after)
 
 
 def forgotten_items(
@@ -73,7 +86,8 @@ def forgotten_items(
         raise ValueError("the evaluations have no item in common; forgetting compares an item with itself")
     was, now = _right(before, items), _right(after, items)
     lost, gained = was * (1 - now), (1 - was) * now
-    floor = 0.0 if choices is None else guessing_floor(float(was.mean()), float(now.mean()), choices)
+    rates = float(was.mean()), float(now.mean())
+    floor = 0.0 if choices is None else guessing_floor(*rates, choices)
     share_lost = mean_interval(lost, level, seed, bounds=(0, 1))
     if again is None:
         null_lost, excess = unknown(0, level), unknown(0, level)
@@ -88,6 +102,7 @@ def forgotten_items(
         null_lost=null_lost,
         excess=excess,
         by_guessing=floor,
+        by_guessing_most=0.0 if choices is None else guessing_ceiling(*rates, choices),
         corrected=Interval(
             share_lost.estimate - floor, share_lost.low - floor, share_lost.high - floor, len(items), level,
             share_lost.method,

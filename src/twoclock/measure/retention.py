@@ -179,12 +179,13 @@ def _resampled(column: Array, seed: int, index: int) -> Array:
     """Row means of bootstrap samples of the items: (resamples, rows)."""
     n = column.shape[1]
     generator = np.random.default_rng(child_seed("measure.retention", seed, index))
-    chunk = max(1, 1_000_000 // n)
-    counts: Sequence[Array] = [
-        generator.multinomial(n, np.full(n, 1 / n), size=min(chunk, RESAMPLES - start)) @ column.T / n
-        for start in range(0, RESAMPLES, chunk)
-    ]
-    return np.concatenate(counts)
+    chunk, means = max(1, 1_000_000 // n), []
+    for start in range(0, RESAMPLES, chunk):
+        count = min(chunk, RESAMPLES - start)
+        drawn = generator.integers(0, n, size=(count, n)) + np.arange(count)[:, None] * n
+        times = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n)
+        means.append(times @ column.T / n)
+    return np.concatenate(means)
 
 
 # ---------------------------------------------------------------------------------------- against other runs, and dips
