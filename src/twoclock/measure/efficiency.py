@@ -103,16 +103,16 @@ class TimeTo:
     """The mean of min(time, horizon): a run that did not get there counts with the horizon, so where any did not, the
     true mean is larger."""
     horizon: float
-    """How far the shortest run of the comparison went."""
+    """How far the shortest run went of those that did not reach the target; where all did, the longest run's end."""
 
 
 def time_to(found: Sequence[Reached], axis: Axis, horizon: float | None = None, level: float = 0.95) -> TimeTo:
-    """The times of several runs with the censored ones in their place. ``horizon`` None is the shortest run's end."""
+    """The times of several runs with the censored ones in their place. ``horizon`` None is as far as all are known."""
     if not found:
         raise ValueError("no run was given; at least one is needed")
     from scipy.stats import CensoredData, ecdf
 
-    end = min(one.spent[axis] for one in found) if horizon is None else horizon
+    end = _horizon(found, axis) if horizon is None else horizon
     times = [getattr(one, axis) for one in found]
     known = [one.spent[axis] if time is None else time for one, time in zip(found, times, strict=True)]
     reached = sum(time is not None for time in times)
@@ -129,6 +129,12 @@ def time_to(found: Sequence[Reached], axis: Axis, horizon: float | None = None, 
         restricted=t_interval(_restricted(found, axis, end), level),
         horizon=end,
     )
+
+
+def _horizon(found: Sequence[Reached], axis: Axis) -> float:
+    """As far as it is known of every run whether it was there: runs that were are known for good."""
+    cut = [one.spent[axis] for one in found if not one.is_reached]
+    return min(cut) if cut else max(one.spent[axis] for one in found)
 
 
 def _restricted(found: Sequence[Reached], axis: Axis, horizon: float) -> list[float]:
@@ -209,9 +215,9 @@ def sample_efficiency(
 
 
 def _speed_up(arm: Sequence[Reached], than: Sequence[Reached], axis: Axis, rule: Rule, level: float) -> SpeedUp:
-    horizon = min(one.spent[axis] for one in (*arm, *than))
+    horizon = _horizon([*arm, *than], axis)
     quick, slow = time_to(arm, axis, horizon, level), time_to(than, axis, horizon, level)
-    # A time beyond the common horizon is no better than none: the other arm was not watched for so long.
+    # A time beyond the horizon is no better than none: some other run was not watched for so long.
     met = [t is not None and t <= horizon for t in (getattr(one, axis) for one in (*arm, *than))]
     return SpeedUp(
         axis=axis,
@@ -229,7 +235,7 @@ def _ratio(
     paired = [one.seed for one in arm] == [one.seed for one in than]
     runs = len(arm) if paired else len(arm) + len(than)
     if not any(met):
-        return unknown(runs, level, math.nan, "not reached by any run", runs)
+        return unknown(runs, level, math.nan, f"not reached by any run within {horizon:,.0f}", runs)
     quick, slow = _restricted(arm, axis, horizon), _restricted(than, axis, horizon)
     if all(met) and min(*quick, *slow) > 0:
         return geometric_ratio(slow, quick, level, paired=paired)
