@@ -1,15 +1,17 @@
-"""The rollout engine: many rows at once, each prefix read once, finished rows dropped.
+"""The rollout engine: many rows at once, each prefix read once, an ended row's place given to the next.
 
-What is guaranteed: a rollout's randomness is its own (a stream keyed by its seed), and prefix states are a function of
-(weights, tokens), so in exact arithmetic a rollout does not depend on what it was batched with. In float32 the tests
-hold that token for token; in bf16 a matrix product may round differently with the number of rows, so two batchings may
-part where two tokens are nearly as likely. The same call on the same machine gives the same bits.
+What is guaranteed. A rollout's randomness is its own (a stream keyed by its seed), and what it conditions on is a
+function of (weights, tokens), so in exact arithmetic a rollout does not depend on what it was batched with. In float32
+the tests hold that token for token against the unbatched reference. In bf16 a matrix product may round differently with
+the number of rows, and attention scores are rounded to bf16, so two batchings may part where two tokens are nearly as
+likely; the log-probabilities that are returned are those of the distribution that was drawn from. The same call on the
+same machine with the same number of threads gives the same bits.
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,13 +19,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from twoclock.models.shared_attention import DecodeView, OwnCache, PrefixKV, Segment, text_config, viewing
+from twoclock.models.shared_attention import forward
+from twoclock.models.views import DecodeView, PrefillView, PrefixKV, Shared, Slots
 from twoclock.nn.sampling import sample_tokens, uniforms
 from twoclock.types import Sampling
 
 __all__ = ["Draft", "Engine", "Prompted"]
 
 Finish = Callable[[list[int]], bool]
+
+STEM_TOKENS = 64
+"""From so many own tokens on, a prompt that is continued more than once is kept once, not once a row."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +51,53 @@ class Draft:
     """``stop``, ``length``, or ``error`` where the model's logits are no numbers."""
 
 
-class Engine:
-    """Generates with one model. Keeps the prefixes of the weights it was last asked for, up to ``prefix_tokens``."""
+@dataclass
+class _Row:
+    """A rollout that waits or is being decoded."""
 
-    def __init__(self, model: Any, ends: frozenset[int], *, max_rows: int = 64, prefix_tokens: int = 8192) -> None:
+    sequence: Prompted
+    draft: Draft
+    draws: np.ndarray
+    prefix: PrefixKV | None = None
+    stem: PrefixKV | None = None
+    live: bool = True
+
+    @property
+    def own(self) -> int:
+        """The prompt's tokens behind its prefix."""
+        return len(self.sequence.tokens) - self.sequence.prefix
+
+    @property
+    def has_stem(self) -> bool:
+        """Whether the prompt's own tokens are kept once for all its rows, instead of in their slots."""
+        return self.own >= STEM_TOKENS and len(self.sequence.seeds) > 1
+
+    @property
+    def position(self) -> int:
+        """The place of the last drawn token in the sequence."""
+        return len(self.sequence.tokens) + len(self.draft.tokens) - 1
+
+
+class Engine:
+    """Generates with one model. Keeps the prefixes of the weights it was last asked for, up to ``prefix_tokens``.
+
+    ``max_rows`` rows are decoded at once; ``prefill_tokens`` bounds the tokens that one pass over prompts reads.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        ends: frozenset[int],
+        *,
+        max_rows: int = 64,
+        prefix_tokens: int = 8192,
+        prefill_tokens: int = 2048,
+    ) -> None:
         self.model = model
         self.ends = ends
         self.max_rows = max_rows
         self.prefix_tokens = prefix_tokens
-        self._layers = int(text_config(model).num_hidden_layers)
+        self.prefill_tokens = prefill_tokens
         self._prefixes: OrderedDict[tuple[str, tuple[int, ...]], PrefixKV] = OrderedDict()
 
     @torch.no_grad()
@@ -68,13 +112,10 @@ class Engine:
         if key in self._prefixes:
             self._prefixes.move_to_end(key)
             return self._prefixes[key]
-        size = len(tokens)
-        cache = OwnCache(self._layers, size)
-        places = torch.arange(size, device=self.model.device)[None]
-        causal = torch.ones(size, size, dtype=torch.bool, device=self.model.device).tril()[None, None]
-        view = DecodeView([Segment(0, 1, None)], causal, places, places)
-        self._forward(torch.tensor([tokens], device=self.model.device), places, cache, view)
-        made = cache.as_prefix(tokens)
+        view = PrefillView([len(tokens)], [0], (), self.model.device)
+        view.logit_rows = torch.zeros(0, dtype=torch.long, device=self.model.device)
+        self.read(tokens, view)
+        made = view.prefix(0)
         # Another version of the weights is gone for good: its prefixes would only hold memory.
         for old in [k for k in self._prefixes if k[0] not in ("", weights)]:
             del self._prefixes[old]
@@ -89,105 +130,178 @@ class Engine:
     ) -> list[list[Draft]]:
         """One list of drafts a sequence, one a seed. ``stopped`` says whether the tokens so far end the text."""
         drafts = [[Draft() for _ in s.seeds] for s in sequences]
-        rows = [(i, j) for i, s in enumerate(sequences) for j in range(len(s.seeds))]
         # Rows with the same prefix side by side, and prompts of like length together, so that little is padding.
-        rows.sort(key=lambda r: (sequences[r[0]].tokens[: sequences[r[0]].prefix], len(sequences[r[0]].tokens), r))
-        for start in range(0, len(rows), self.max_rows):
-            self._wave(weights, sequences, rows[start : start + self.max_rows], drafts, sampling, stopped)
+        order = sorted(
+            range(len(sequences)), key=lambda i: (sequences[i].tokens[: sequences[i].prefix], len(sequences[i].tokens))
+        )
+        waiting = deque(
+            _Row(sequences[i], draft, uniforms(seed, sampling.max_new_tokens))
+            for i in order
+            for seed, draft in zip(sequences[i].seeds, drafts[i], strict=True)
+        )
+        if waiting:
+            _Decoding(self, weights, waiting, sampling, stopped).run()
         return drafts
 
-    def _wave(
-        self,
-        weights: str,
-        sequences: Sequence[Prompted],
-        rows: list[tuple[int, int]],
-        drafts: list[list[Draft]],
-        sampling: Sampling,
-        stopped: Finish | None,
+    def read(self, ids: Sequence[int], view: PrefillView) -> torch.Tensor:
+        """The logits that ``view`` asks for, after a pass over the packed row of tokens ``ids``."""
+        tokens = torch.tensor([ids], device=self.model.device)
+        return forward(self.model, tokens, view.positions[None], view)
+
+
+class _Decoding:
+    """One call of :meth:`Engine.generate`: rows enter as places fall free, take a step together, and leave.
+
+    Between steps ``rows[r]`` is the rollout in slot r, and its next token will be drawn from ``logits[r]``.
+    """
+
+    def __init__(
+        self, engine: Engine, weights: str, waiting: deque[_Row], sampling: Sampling, stopped: Finish | None
     ) -> None:
-        device = self.model.device
-        prompts = list(dict.fromkeys(i for i, _ in rows))
-        prefixes = [self.prefix(weights, sequences[i].tokens[: sequences[i].prefix]) for i in prompts]
-        logits, cache, pads, lengths = self._prefill([sequences[i] for i in prompts], prefixes)
-        own = torch.tensor([prompts.index(i) for i, _ in rows], device=device)
-        longest = cache.length
-        cache = cache.take(own, longest + sampling.max_new_tokens)
-        logits, pads, lengths = logits[own], pads[own], lengths[own]
-        row_prefix = [prefixes[k] for k in own.tolist()]
-        columns = torch.arange(cache.capacity, device=device)
-        valid = columns[None, :] >= pads[:, None]
-        draws = torch.from_numpy(
-            np.stack([uniforms(sequences[i].seeds[j], sampling.max_new_tokens) for i, j in rows])
-        ).to(device)
-        live = [drafts[i][j] for i, j in rows]
-        for step in range(sampling.max_new_tokens):
-            tokens, logprobs = sample_tokens(
-                logits, draws[:, step], sampling.temperature, sampling.top_k, sampling.top_p
-            )
-            going = []
-            for row, (draft, token, logprob) in enumerate(zip(live, tokens.tolist(), logprobs.tolist(), strict=True)):
-                if draft.finish != "length":
-                    continue
-                if not math.isfinite(logprob):
-                    draft.finish = "error"
-                    continue
-                draft.tokens.append(token)
-                draft.logprobs.append(logprob)
-                if token in self.ends or (stopped is not None and stopped(draft.tokens)):
-                    draft.finish = "stop"
-                else:
-                    going.append(row)
-            if not going or step + 1 == sampling.max_new_tokens:
+        self.engine, self.weights, self.waiting = engine, weights, waiting
+        self.sampling, self.stopped = sampling, stopped
+        self.device = engine.model.device
+        self.places = min(engine.max_rows, len(waiting))
+        self.rows: list[_Row] = []
+        self.slots: Slots | None = None
+        self.levels: list[list[Shared]] = []
+        self.logits = torch.zeros(0)
+        self._last: tuple[Prompted, PrefillView, int, torch.Tensor] | None = None
+
+    def run(self) -> None:
+        self._admit()
+        while True:
+            tokens = self._draw()
+            live = sum(row.live for row in self.rows)
+            if not live and not self.waiting:
                 return
-            # Dropping rows copies the cache, so it waits until a quarter of the rows is done.
-            if len(going) <= 0.75 * len(live):
-                keep = torch.tensor(going, device=device)
-                cache = cache.take(keep)
-                tokens, pads, lengths, valid, draws = (x[keep] for x in (tokens, pads, lengths, valid, draws))
-                live = [live[r] for r in going]
-                row_prefix = [row_prefix[r] for r in going]
-            at = lengths + step
-            end = cache.length + 1
-            key_at = (columns[None, :end] - longest) + lengths[:, None]
-            view = DecodeView(_segments(row_prefix), valid[:, None, None, :end], at[:, None], key_at)
-            logits = self._forward(tokens[:, None], at[:, None], cache, view)
+            # Leaving copies the slots and entering is a pass of its own, so both wait until they are worth it.
+            if not self.waiting and 4 * live <= 3 * len(self.rows):
+                tokens = self._drop(tokens)
+            if live:
+                self._step(tokens)
+            if self.waiting and (not live or 8 * (self.places - live) >= self.places):
+                self._admit()
 
-    def _prefill(
-        self, sequences: list[Prompted], prefixes: list[PrefixKV | None]
-    ) -> tuple[torch.Tensor, OwnCache, torch.Tensor, torch.Tensor]:
-        """Reads what each prompt adds to its prefix, left-padded so that all rows end in the same column. Returns the
-        logits after the last token, the cache, the pads a row, and the length of each prompt."""
-        device = self.model.device
-        rest = [s.tokens[s.prefix :] for s in sequences]
-        longest = max(len(r) for r in rest)
-        pads = torch.tensor([longest - len(r) for r in rest], device=device)
-        ids = torch.tensor([[0] * (longest - len(r)) + list(r) for r in rest], device=device)
-        columns = torch.arange(longest, device=device)
-        skipped = torch.tensor([s.prefix for s in sequences], device=device)
-        at = (columns[None, :] - pads[:, None] + skipped[:, None]).clamp(min=0)
-        mask = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()[None]
-        mask = mask & (columns[None, None, :] >= pads[:, None, None])
-        # A padding token sees itself: a query that sees nothing would be NaN, and NaN times weight 0 is NaN.
-        mask = mask | torch.eye(longest, dtype=torch.bool, device=device)[None]
-        cache = OwnCache(self._layers, longest)
-        view = DecodeView(_segments(prefixes), mask[:, None], at, at)
-        logits = self._forward(ids, at, cache, view)
-        return logits, cache, pads, skipped + torch.tensor([len(r) for r in rest], device=device)
+    def _draw(self) -> torch.Tensor:
+        """One token a row [R], written to the drafts of the live ones."""
+        draws = torch.tensor([r.draws[len(r.draft.tokens)] if r.live else 0.0 for r in self.rows], dtype=torch.float64)
+        sampling = self.sampling
+        tokens, logprobs = sample_tokens(
+            self.logits, draws.to(self.device), sampling.temperature, sampling.top_k, sampling.top_p
+        )
+        for row, token, logprob in zip(self.rows, tokens.tolist(), logprobs.tolist(), strict=True):
+            if not row.live:
+                continue
+            if not math.isfinite(logprob):
+                row.draft.finish, row.live = "error", False
+                continue
+            row.draft.tokens.append(token)
+            row.draft.logprobs.append(logprob)
+            if token in self.engine.ends or (self.stopped is not None and self.stopped(row.draft.tokens)):
+                row.draft.finish, row.live = "stop", False
+            elif len(row.draft.tokens) == sampling.max_new_tokens:
+                row.live = False
+        return tokens
 
-    def _forward(self, ids: torch.Tensor, at: torch.Tensor, cache: OwnCache, view: DecodeView) -> torch.Tensor:
-        with viewing(self.model, view):
-            out = self.model(input_ids=ids, position_ids=at, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache.advance(ids.shape[1])
-        logits: torch.Tensor = out.logits[:, -1]
-        return logits
+    def _step(self, tokens: torch.Tensor) -> None:
+        """Reads the token that each row drew. A row that has ended is read along, into a column that nobody sees."""
+        assert self.slots is not None
+        live = torch.tensor([row.live for row in self.rows], device=self.device)
+        at = torch.tensor([row.position for row in self.rows], device=self.device)
+        view = DecodeView(self.slots, self.levels, at)
+        self.logits = forward(self.engine.model, tokens[:, None], at[:, None], view)
+        self.slots.lengths += live
+
+    def _drop(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Only the live rows stay."""
+        assert self.slots is not None
+        keep = torch.tensor([i for i, row in enumerate(self.rows) if row.live], device=self.device)
+        self.slots.keep(keep)
+        self.rows = [row for row in self.rows if row.live]
+        self.levels = _levels(self.rows)
+        return tokens[keep]
+
+    def _admit(self) -> None:
+        """Gives each free slot to a waiting row and reads their prompts, each once."""
+        free = [i for i, row in enumerate(self.rows) if not row.live]
+        free += range(len(self.rows), self.places)
+        entering = {slot: self.waiting.popleft() for slot in free[: len(self.waiting)]}
+        by_prompt: dict[int, list[int]] = {}
+        for slot, row in entering.items():
+            by_prompt.setdefault(id(row.sequence), []).append(slot)
+        prompts = {id(row.sequence): row.sequence for row in entering.values()}
+        if self._last is not None and id(self._last[0]) in prompts:
+            sequence, view, index, logits = self._last
+            self._enter(entering, {index: by_prompt[id(sequence)]}, view, logits)
+            del prompts[id(sequence)]
+        for part in self._parts([*prompts.values()]):
+            view, logits = self._read(part)
+            self._enter(entering, {i: by_prompt[id(s)] for i, s in enumerate(part)}, view, logits)
+            # The last prompt may have rows that still wait: they need not read it again.
+            self._last = (part[-1], view, len(part) - 1, logits)
+        for slot, row in entering.items():
+            self.rows[slot : slot + 1] = [row]
+        if not self.waiting:
+            self._last = None
+        self.levels = _levels(self.rows)
+
+    def _parts(self, prompts: list[Prompted]) -> list[list[Prompted]]:
+        """Prompts that one pass reads, in order."""
+        parts: list[list[Prompted]] = []
+        size = 0
+        for prompt in prompts:
+            own = len(prompt.tokens) - prompt.prefix
+            if not parts or size + own > self.engine.prefill_tokens:
+                parts.append([])
+                size = 0
+            parts[-1].append(prompt)
+            size += own
+        return parts
+
+    def _read(self, prompts: list[Prompted]) -> tuple[PrefillView, torch.Tensor]:
+        """One pass over what each prompt adds to its prefix, and the logits [n, V] after its last token."""
+        prefixes = [self.engine.prefix(self.weights, p.tokens[: p.prefix]) for p in prompts]
+        view = PrefillView(
+            [len(p.tokens) - p.prefix for p in prompts], [p.prefix for p in prompts], _shared(prefixes), self.device
+        )
+        return view, self.engine.read([t for p in prompts for t in p.tokens[p.prefix :]], view)
+
+    def _enter(
+        self, entering: dict[int, _Row], slots: dict[int, list[int]], view: PrefillView, logits: torch.Tensor
+    ) -> None:
+        """Hands what the prompt in row i of ``view`` brought to the rows that enter ``slots[i]``."""
+        if self.slots is None:
+            self.slots = Slots(self.places, view)
+            self.logits = logits.new_zeros(self.places, logits.shape[-1])
+        for i, some in slots.items():
+            sequence = entering[some[0]].sequence
+            prefix = self.engine.prefix(self.weights, sequence.tokens[: sequence.prefix])
+            stem = view.prefix(i) if entering[some[0]].has_stem else None
+            for slot in some:
+                entering[slot].prefix, entering[slot].stem = prefix, stem
+        pairs = [(slot, i) for i, some in slots.items() for slot in some]
+        at = torch.tensor([slot for slot, _ in pairs], device=self.device)
+        made = torch.tensor([i for _, i in pairs], device=self.device)
+        own = [0 if entering[slot].has_stem else entering[slot].own for slot, _ in pairs]
+        self.slots.put(at, view, made, torch.tensor(own, device=self.device))
+        self.logits[at] = logits[made]
 
 
-def _segments(prefixes: Sequence[PrefixKV | None]) -> list[Segment]:
-    """Runs of rows with the same prefix."""
-    segments: list[Segment] = []
+def _levels(rows: Sequence[_Row]) -> list[list[Shared]]:
+    return [_shared([row.prefix for row in rows]), _shared([row.stem for row in rows])]
+
+
+def _shared(prefixes: Sequence[PrefixKV | None]) -> list[Shared]:
+    """Which rows stand behind the same prefix: a slice where they stand side by side, which costs no copy."""
+    members: dict[int, list[int]] = {}
     for row, prefix in enumerate(prefixes):
-        if segments and segments[-1].prefix is prefix:
-            segments[-1] = Segment(segments[-1].start, row + 1, prefix)
-        else:
-            segments.append(Segment(row, row + 1, prefix))
-    return segments
+        if prefix is not None:
+            members.setdefault(id(prefix), []).append(row)
+    found = []
+    for rows in members.values():
+        prefix = prefixes[rows[0]]
+        assert prefix is not None
+        together = rows[-1] - rows[0] + 1 == len(rows)
+        found.append(Shared(slice(rows[0], rows[-1] + 1) if together else torch.tensor(rows), prefix))
+    return found

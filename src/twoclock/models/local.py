@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -17,21 +16,14 @@ from twoclock.errors import ConfigError, UnsupportedError
 from twoclock.models.engine import Draft, Engine, Prompted
 from twoclock.models.packing import common_prefix, pack
 from twoclock.models.plain import plain_generate, plain_logits
-from twoclock.models.shared_attention import PackedView, attention_windows, text_config, viewing
+from twoclock.models.shared_attention import attention_windows, forward, hidden_states, text_config
+from twoclock.models.teacher_forcing import Side, Stats, TeacherForcing, model_head
+from twoclock.models.views import TreeView
 from twoclock.nn.lowrank import LowRank, mounted
 from twoclock.nn.sampling import uniforms
 from twoclock.types import Completion, Conditioning, Delta, PolicyCard, Request, Sampling
 
 __all__ = ["LocalPolicy", "Stats", "open_local"]
-
-
-@dataclass(frozen=True)
-class Stats:
-    """See :class:`twoclock.contracts.SequenceStats`."""
-
-    logprobs: torch.Tensor
-    entropy: torch.Tensor
-    mask: torch.Tensor
 
 
 class LocalPolicy:
@@ -55,15 +47,15 @@ class LocalPolicy:
         # The base never moves: gradients are for deltas alone, and cost nothing where none is trained.
         self.model = model.requires_grad_(False)
         self.tokenizer = tokenizer
-        self.packed_tokens = packed_tokens
         self.notes: list[str] = []
         self._ends = _end_tokens(model, tokenizer)
         self._linears = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+        self._forcing = TeacherForcing(model, self._linears, packed_tokens)
         self._engine = Engine(model, self._ends, max_rows=max_rows)
         self._card = PolicyCard(name=name, base_hash=base_hash, trainable=True, context_tokens=_context_tokens(model))
         self._render = lru_cache(maxsize=4096)(self._render_uncached)
         self._prefix = lru_cache(maxsize=256)(self._prefix_uncached)
-        self.shared = self._check_shared() if check else True
+        self.shared = self._forcing.shared = self._check_shared() if check else True
 
     # ------------------------------------------------------------------------------------------------------- policy
 
@@ -195,9 +187,9 @@ class LocalPolicy:
 
     # ------------------------------------------------------------------------------------------------------ weights
 
-    def _mount(self, delta: Delta | None) -> AbstractContextManager[None]:
+    def _payload(self, delta: Delta | None) -> LowRank | None:
         if delta is None:
-            return mounted(self._linears, None)
+            return None
         if delta.base != self.base_hash:
             raise UnsupportedError(
                 f"the delta {delta.id[:12]} was trained on base weights {delta.base[:12]}, but this model is "
@@ -205,7 +197,10 @@ class LocalPolicy:
             )
         if not isinstance(delta.payload, LowRank):
             raise UnsupportedError(f"this policy cannot apply a delta of kind '{delta.kind}'; it applies 'lora'")
-        return mounted(self._linears, delta.payload)
+        return delta.payload
+
+    def _mount(self, delta: Delta | None) -> AbstractContextManager[None]:
+        return mounted(self._linears, self._payload(delta))
 
     def linear_shapes(self, patterns: Sequence[str]) -> dict[str, tuple[int, int]]:
         known = {name.rsplit(".", 1)[-1] for name in self._linears}
@@ -236,107 +231,33 @@ class LocalPolicy:
             if low_rank is None
             else mounted(self._linears, LowRank(low_rank[0], low_rank[1]))
         )
-        rendered = [self.render(p, conditioning) for p in prompts]
-        results: list[Stats] = []
         with mount:
-            for part in self._chunks(rendered, completions):
-                logits, rows = self._packed_logits([rendered[i] for i in part], [completions[i] for i in part])
-                results.extend(_stats(logits, [completions[i] for i in part], rows, temperature))
-        return results
+            return self._forcing.stats([self.render(p, conditioning) for p in prompts], completions, temperature)
 
     def chunks(
         self, prompts: Sequence[str], conditioning: Conditioning, completions: Sequence[Sequence[Sequence[int]]]
     ) -> list[list[int]]:
-        return self._chunks([self.render(p, conditioning) for p in prompts], completions)
+        return self._forcing.chunks([self.render(p, conditioning) for p in prompts], completions)
 
-    @torch.no_grad()
     def exact_kl(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[Sequence[int]],
-        p: Conditioning,
-        q: Conditioning,
+        self, prompts: Sequence[str], completions: Sequence[Sequence[int]], p: Conditioning, q: Conditioning
     ) -> list[float]:
         if p.id == q.id:
             return [0.0] * len(prompts)
-        results: list[float] = []
-        step = 16
-        for start in range(0, len(prompts), step):
-            some, answers = prompts[start : start + step], completions[start : start + step]
-            lp, rows = self._conditioned_logprobs(some, answers, p)
-            lq, _ = self._conditioned_logprobs(some, answers, q)
-            for at_p in rows:
-                total = [float((lp[i].exp() * (lp[i] - lq[i])).sum()) for i in at_p]
-                # No divergence is below 0; what float32 rounds to just under it is 0.
-                results.append(max(0.0, sum(total) / len(total)) if total else 0.0)
-        return results
+        return self._forcing.kl(self._side(prompts, p), self._side(prompts, q), completions)
 
-    def _conditioned_logprobs(
-        self, prompts: Sequence[str], completions: Sequence[Sequence[int]], conditioning: Conditioning
-    ) -> tuple[list[torch.Tensor], list[list[int]]]:
-        """Log-probabilities [V] at every completion position, flat over prompts, and which belong to which prompt."""
-        rendered = [self.render(x, conditioning) for x in prompts]
-        wrapped = [[list(c)] for c in completions]
-        flat: list[torch.Tensor] = []
-        owners: list[list[int]] = []
-        with self._mount(conditioning.delta):
-            for part in self._chunks(rendered, wrapped):
-                logits, rows = self._packed_logits([rendered[i] for i in part], [wrapped[i] for i in part])
-                logprobs = torch.log_softmax(logits.float(), dim=-1)
-                for at in rows:
-                    owners.append(list(range(len(flat), len(flat) + len(at[0]))))
-                    flat.extend(logprobs[i] for i in at[0])
-        return flat, owners
+    def logprobs_under(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[Sequence[int]],
+        conditionings: Sequence[Conditioning],
+        *,
+        temperature: float = 1.0,
+    ) -> list[list[list[float]]]:
+        return self._forcing.logprobs([self._side(prompts, c) for c in conditionings], completions, temperature)
 
-    def _chunks(
-        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]
-    ) -> list[list[int]]:
-        """Consecutive prompts that together pack into ``packed_tokens``; one that is larger alone stands alone."""
-        parts: list[list[int]] = []
-        whole = root = 0
-        for i, (prompt, answers) in enumerate(zip(prompts, completions, strict=True)):
-            new = len(prompt) + sum(len(a) for a in answers)
-            if parts:
-                # The root is what all prompts of the pack begin with: one more prompt may make it shorter for all.
-                shared = min(root, common_prefix([prompts[parts[-1][0]], prompt]))
-                if whole + new - shared * len(parts[-1]) <= self.packed_tokens:
-                    parts[-1].append(i)
-                    whole, root = whole + new, shared
-                    continue
-            parts.append([i])
-            whole, root = new, len(prompt)
-        return parts
-
-    def _packed_logits(
-        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]
-    ) -> tuple[torch.Tensor, list[list[list[int]]]]:
-        """Logits [M, V] at the places that predict completion tokens only, and for each prompt and completion the
-        rows of them that it uses."""
-        packed = pack(prompts, completions)
-        wanted = sorted({i for rows in packed.predicted_from for row in rows for i in row})
-        place = {index: row for row, index in enumerate(wanted)}
-        rows = [[[place[i] for i in row] for row in prompt_rows] for prompt_rows in packed.predicted_from]
-        device = self.model.device
-        if not wanted:
-            return torch.zeros(0, text_config(self.model).vocab_size, device=device), rows
-        ids, at = packed.tokens[None].to(device), packed.positions[None].to(device)
-        if self.shared:
-            view = PackedView(packed.mask[None, None].to(device), at)
-            with viewing(self.model, view):
-                out = self.model(
-                    input_ids=ids,
-                    position_ids=at,
-                    use_cache=False,
-                    logits_to_keep=torch.tensor(wanted, device=device),
-                )
-            return out.logits[0], rows
-        pieces = []
-        for prompt, answers in zip(prompts, completions, strict=True):
-            for answer in answers:
-                logits = plain_logits(self.model, [*prompt, *answer])
-                pieces.append(logits[len(prompt) - 1 : len(prompt) + len(answer) - 1])
-        counter = iter(range(sum(p.shape[0] for p in pieces)))
-        return torch.cat(pieces), [[[next(counter) for _ in a] for a in answers] for answers in completions]
+    def _side(self, prompts: Sequence[str], conditioning: Conditioning) -> Side:
+        return Side([self.render(p, conditioning) for p in prompts], self._payload(conditioning.delta))
 
     # ------------------------------------------------------------------------------------------------------- checks
 
@@ -348,14 +269,18 @@ class LocalPolicy:
         device = self.model.device
         try:
             packed = pack([tokens[:12], tokens[:8]], [[tokens[12:18], tokens[18:]], [tokens[12:16]]])
-            at = packed.positions[None].to(device)
-            with viewing(self.model, PackedView(packed.mask[None, None].to(device), at)):
-                ours = self.model(input_ids=packed.tokens[None].to(device), position_ids=at, use_cache=False).logits[0]
+            view = TreeView(packed, device)
+            ours = forward(self.model, packed.tokens[None].to(device), view.positions[None], view)
             _check_windows(text_config(self.model), attention_windows(), self._card.context_tokens)
             theirs = plain_logits(self.model, [*tokens[:12], *tokens[18:]])[-2]
             mine = ours[packed.predicted_from[0][1][-1]]
             error = float((mine.float().softmax(-1) - theirs.float().softmax(-1)).abs().sum()) / 2
             self._require_close(error, "when packed")
+            again = model_head(self.model)(
+                hidden_states(self.model, packed.tokens[None].to(device), view.positions[None], view)
+            )
+            error = float((again.softmax(-1) - ours.float().softmax(-1)).abs().sum(-1).max()) / 2
+            self._require_close(error, "when the head is run apart")
             # Without end tokens, so that every draft has its length.
             prompts = [Prompted(tuple(tokens[:12]), 8, (0, 1)), Prompted(tuple(tokens[:8] + tokens[12:14]), 8, (2,))]
             for prompt, drafts in zip(
@@ -394,42 +319,6 @@ def _check_windows(config: Any, seen: Mapping[int, int], context: int) -> None:
         expected = window if kind == "sliding_attention" else 0
         if seen[layer] != expected and min(w for w in (seen[layer], expected) if w) < context:
             raise UnsupportedError(f"layer {layer} has a window of {expected} tokens but attends with {seen[layer]}")
-
-
-def _stats(
-    logits: torch.Tensor,
-    completions: Sequence[Sequence[Sequence[int]]],
-    rows: list[list[list[int]]],
-    temperature: float,
-) -> list[Stats]:
-    """The statistics of each prompt's completions from the logits [M, V] that predict them.
-
-    One gather for all tokens: indexing prompt by prompt would make the backward pass fill [M, V] once a prompt.
-    """
-    # Greedy answers have the log-probabilities of temperature 1, as where they are sampled.
-    scaled = logits.float() if temperature in (0.0, 1.0) else logits.float() / temperature
-    normal = torch.logsumexp(scaled, dim=-1)
-    with torch.no_grad():
-        probs = torch.softmax(scaled, dim=-1)
-        entropies = normal - (probs * scaled).sum(-1)
-    flat_rows = [i for answers in rows for at in answers for i in at]
-    flat_tokens = [t for answers in completions for answer in answers for t in answer]
-    index = torch.tensor(flat_rows, dtype=torch.long, device=logits.device)
-    token = torch.tensor(flat_tokens, dtype=torch.long, device=logits.device)
-    chosen = scaled[index, token] - normal[index]
-    spread = entropies[index]
-    results, start = [], 0
-    for answers in completions:
-        width = max((len(a) for a in answers), default=0)
-        columns = torch.arange(width, device=logits.device)
-        lengths = torch.tensor([len(a) for a in answers], dtype=torch.long, device=logits.device)
-        mask = columns[None, :] < lengths[:, None]
-        end = start + int(lengths.sum())
-        logprobs = logits.new_zeros(mask.shape, dtype=torch.float32).masked_scatter(mask, chosen[start:end])
-        entropy = logits.new_zeros(mask.shape, dtype=torch.float32).masked_scatter(mask, spread[start:end])
-        results.append(Stats(logprobs, entropy, mask.float()))
-        start = end
-    return results
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -6,14 +6,14 @@ taking a change back restores the same bits. Legend: I in, O out, R rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-__all__ = ["LowRank", "low_rank_term", "mounted"]
+__all__ = ["LowRank", "low_rank_term", "mounted", "mounted_apart"]
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,51 @@ def mounted(modules: Mapping[str, nn.Module], change: LowRank | None) -> Iterato
 
     The tensors are cast to the module's dtype for the products; gradients flow back through the cast.
     """
-    if change is None:
+    with _hooked(modules, [] if change is None else [(None, change)]):
         yield
-        return
+
+
+@contextmanager
+def mounted_apart(modules: Mapping[str, nn.Module], changes: Sequence[tuple[slice, LowRank | None]]) -> Iterator[None]:
+    """As :func:`mounted`, each change on its own tokens only: a slice of axis 1 of what the modules read [B, T, I]. So
+    one pass carries several models that differ by their changes."""
+    with _hooked(modules, [(at, change) for at, change in changes if change is not None]):
+        yield
+
+
+@contextmanager
+def _hooked(modules: Mapping[str, nn.Module], changes: Sequence[tuple[slice | None, LowRank]]) -> Iterator[None]:
+    terms: dict[str, list[tuple[slice | None, torch.Tensor, torch.Tensor]]] = {}
+    for at, change in changes:
+        for name, (a, b) in change.tensors.items():
+            weight = modules[name].get_parameter("weight")
+            # The scale goes into the small matrix once, not into the large output at every pass.
+            pair = (a.to(weight.device, weight.dtype), (b * change.scale).to(weight.device, weight.dtype).t())
+            terms.setdefault(name, []).append((at, *pair))
     handles = []
     try:
-        for name, (a, b) in change.tensors.items():
-            module = modules[name]
-            weight = module.get_parameter("weight")
-            pair = (a.to(weight.device, weight.dtype), b.to(weight.device, weight.dtype))
-            handles.append(module.register_forward_hook(_adder(*pair, change.scale)))
+        for name, some in terms.items():
+            handles.append(modules[name].register_forward_hook(_adder(some)))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _adder(a: torch.Tensor, b: torch.Tensor, scale: float):  # type: ignore[no-untyped-def]
+def _adder(terms: Sequence[tuple[slice | None, torch.Tensor, torch.Tensor]]):  # type: ignore[no-untyped-def]
     def add(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        return output + low_rank_term(args[0], a, b, scale)
+        if terms[0][0] is None:
+            return _added(output, args[0], *terms[0][1:])
+        output = output.clone()
+        for at, a, b in terms:
+            output[:, at] = _added(output[:, at], args[0][:, at], a, b)
+        return output
 
     return add
+
+
+def _added(output: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """output [..., O] + x [..., I] Aᵀ b, with b [R, O]: the thin product first, the sum in the second's epilogue."""
+    thin = nn.functional.linear(x, a)
+    flat = output.reshape(-1, output.shape[-1])
+    return torch.addmm(flat, thin.reshape(-1, thin.shape[-1]), b).view(output.shape)
