@@ -14,7 +14,7 @@ from typing import Any
 
 from twoclock.errors import nearest
 
-__all__ = ["FAMILIES", "Family", "Latent", "Params"]
+__all__ = ["FAMILIES", "ORDINALS", "WORDS", "Family", "Latent", "Params"]
 
 Params = Mapping[str, Any]
 Latent = dict[str, Any]
@@ -24,8 +24,8 @@ apple bird boat bread bridge candle chair cloud corn desk door dust farm fish fl
 lamp leaf milk moon nest paper pencil plant rain ring river road roof rope salt sand seed ship shoe snow song spoon star
 stone sun table tree wall water wheel wind window wolf wood
 """
-_WORDS = tuple(_NOUNS.split())
-_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+WORDS = tuple(_NOUNS.split())
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +286,7 @@ _COUNT_LETTER = Family(
 
 def _draw_position(p: Params, rng: Random) -> Latent:
     word = _word(p, rng)
-    return {"word": word, "position": rng.randint(1, min(len(word), len(_ORDINALS)))}
+    return {"word": word, "position": rng.randint(1, min(len(word), len(ORDINALS)))}
 
 
 _LETTER_POSITION = Family(
@@ -295,7 +295,7 @@ _LETTER_POSITION = Family(
     defaults={"min_length": 4, "max_length": 6, "alphabet": _LETTERS},
     check=_check_letters,
     draw=_draw_position,
-    fields=lambda latent: {"word": latent["word"], "ordinal": _ORDINALS[latent["position"] - 1], **latent},
+    fields=lambda latent: {"word": latent["word"], "ordinal": ORDINALS[latent["position"] - 1], **latent},
     templates=(
         'What is the {ordinal} letter of "{word}"?',
         'Give letter number {position} of "{word}".',
@@ -325,11 +325,11 @@ _REVERSE_WORD = Family(
 
 
 def _check_words(p: Params) -> list[str]:
-    return _range(p, "min_words", "max_words", 2, len(_ORDINALS))
+    return _range(p, "min_words", "max_words", 2, len(ORDINALS))
 
 
 def _draw_pick(p: Params, rng: Random) -> Latent:
-    words = rng.sample(_WORDS, rng.randint(p["min_words"], p["max_words"]))
+    words = rng.sample(WORDS, rng.randint(p["min_words"], p["max_words"]))
     return {"words": words, "position": rng.randint(1, len(words))}
 
 
@@ -341,7 +341,7 @@ _PICK_WORD = Family(
     draw=_draw_pick,
     fields=lambda latent: {
         "words": _listed(latent["words"]),
-        "ordinal": _ORDINALS[latent["position"] - 1],
+        "ordinal": ORDINALS[latent["position"] - 1],
         "position": latent["position"],
     },
     templates=(
@@ -355,7 +355,7 @@ _PICK_WORD = Family(
 
 
 def _draw_lookup(p: Params, rng: Random) -> Latent:
-    words = rng.sample(_WORDS, rng.randint(p["min_words"], p["max_words"]))
+    words = rng.sample(WORDS, rng.randint(p["min_words"], p["max_words"]))
     # Different values, so that no number but the right one can be right.
     values = rng.sample(range(10 ** p["digits"] if p["digits"] > 1 else 10), len(words))
     return {"words": words, "values": values, "asked": rng.randrange(len(words))}

@@ -21,7 +21,7 @@ from twoclock.errors import ConfigError, MissingExtraError, nearest, unknown_nam
 from twoclock.seeding import child_seed
 from twoclock.tasks.text import clip
 
-__all__ = ["HASH_DEPENDENT", "Entry", "Source", "check_source", "plain_json"]
+__all__ = ["HASH_DEPENDENT", "Entry", "Source", "check_source", "config_defaults", "plain_json"]
 
 Entry = dict[str, Any]
 """As reasoning-gym gives it: question, answer (may be None), metadata."""
@@ -84,6 +84,15 @@ def check_source(family: str, config: Mapping[str, Any]) -> list[str]:
             hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
             problems.append(f"reasoning-gym family '{family}' has no option '{key}'; {hint}it has: {', '.join(fields)}")
     return problems or _check_values(family, registry[family][1], config)
+
+
+def config_defaults(family: str) -> dict[str, Any]:
+    """The options of a family that have a default, with it. Raises ConfigError for an unknown family."""
+    problems = check_source(family, {})
+    if problems:
+        raise ConfigError(problems)
+    fields = dataclasses.fields(_registry()[family][1])
+    return {f.name: f.default for f in fields if f.name not in _OURS and f.default is not dataclasses.MISSING}
 
 
 def _hash_seed_is_pinned() -> bool:
