@@ -13,6 +13,7 @@ from twoclock.tasks.sources import SOURCES, TaskSource, VerifiedTask, build_task
 from twoclock.tasks.splits import SplitSizes
 from twoclock.tasks.streams import Stream
 from twoclock.tasks.text import EXTRACTORS
+from twoclock.tasks.variants import VARIANTS, VariantSuite, VariantTask, build_variants
 from twoclock.tasks.verifiers import Verifier
 
 __all__ = [
@@ -28,7 +29,11 @@ __all__ = [
     "SplitSizes",
     "Stream",
     "TaskSource",
+    "VARIANTS",
+    "VariantSuite",
+    "VariantTask",
     "VerifiedTask",
     "Verifier",
     "build_task",
+    "build_variants",
 ]

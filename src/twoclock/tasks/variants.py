@@ -32,8 +32,8 @@ from twoclock.tasks.variants_task import VARIANTS, Parsed, VariantItem, VariantT
 
 __all__ = ["COUNT", "VARIANTS", "VariantSuite", "VariantTask", "build_variants"]
 
-COUNT = 320
-"""Base items: what shows a change of a gap of 10 points at a discordance of .2, at 80 % power (314)."""
+COUNT = 360
+"""Base items: 314 show a change of a gap of 10 points (discordance .2, 80 % power), and a tenth may tell nothing."""
 
 
 _PROBED = ("family", "grid", "reasoning_gym", "jsonl")
