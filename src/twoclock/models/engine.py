@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from twoclock.models.lean import LeanDecoder
 from twoclock.models.shared_attention import forward
 from twoclock.models.views import DecodeView, PrefillView, PrefixKV, Shared, Slots
 from twoclock.nn.sampling import sample_tokens, uniforms
@@ -98,6 +99,8 @@ class Engine:
         self.max_rows = max_rows
         self.prefix_tokens = prefix_tokens
         self.prefill_tokens = prefill_tokens
+        self.lean: LeanDecoder | None = None
+        """Decodes instead of the model's own forward pass, where it can."""
         self._prefixes: OrderedDict[tuple[str, tuple[int, ...]], PrefixKV] = OrderedDict()
 
     @torch.no_grad()
@@ -166,6 +169,7 @@ class _Decoding:
         self.slots: Slots | None = None
         self.levels: list[list[Shared]] = []
         self.logits = torch.zeros(0)
+        self._lean = engine.lean.prepare() if engine.lean is not None else None
         self._last: tuple[Prompted, PrefillView, int, torch.Tensor] | None = None
 
     def run(self) -> None:
@@ -210,7 +214,10 @@ class _Decoding:
         live = torch.tensor([row.live for row in self.rows], device=self.device)
         at = torch.tensor([row.position for row in self.rows], device=self.device)
         view = DecodeView(self.slots, self.levels, at)
-        self.logits = forward(self.engine.model, tokens[:, None], at[:, None], view)
+        if self._lean is not None:
+            self.logits = self._lean(tokens, view)
+        else:
+            self.logits = forward(self.engine.model, tokens[:, None], at[:, None], view)
         self.slots.lengths += live
 
     def _drop(self, tokens: torch.Tensor) -> torch.Tensor:

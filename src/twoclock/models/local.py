@@ -14,6 +14,7 @@ import torch
 from twoclock.contracts import LowRankTensors
 from twoclock.errors import ConfigError, UnsupportedError
 from twoclock.models.engine import Draft, Engine, Prompted
+from twoclock.models.lean import LeanDecoder
 from twoclock.models.packing import common_prefix, pack
 from twoclock.models.plain import plain_generate, plain_logits
 from twoclock.models.shared_attention import attention_windows, forward, hidden_states, text_config
@@ -271,7 +272,8 @@ class LocalPolicy:
             packed = pack([tokens[:12], tokens[:8]], [[tokens[12:18], tokens[18:]], [tokens[12:16]]])
             view = TreeView(packed, device)
             ours = forward(self.model, packed.tokens[None].to(device), view.positions[None], view)
-            _check_windows(text_config(self.model), attention_windows(), self._card.context_tokens)
+            windows = attention_windows()
+            _check_windows(text_config(self.model), windows, self._card.context_tokens)
             theirs = plain_logits(self.model, [*tokens[:12], *tokens[18:]])[-2]
             mine = ours[packed.predicted_from[0][1][-1]]
             error = float((mine.float().softmax(-1) - theirs.float().softmax(-1)).abs().sum()) / 2
@@ -281,25 +283,47 @@ class LocalPolicy:
             )
             error = float((again.softmax(-1) - ours.float().softmax(-1)).abs().sum(-1).max()) / 2
             self._require_close(error, "when the head is run apart")
-            # Without end tokens, so that every draft has its length.
-            prompts = [Prompted(tuple(tokens[:12]), 8, (0, 1)), Prompted(tuple(tokens[:8] + tokens[12:14]), 8, (2,))]
-            for prompt, drafts in zip(
-                prompts, Engine(self.model, frozenset()).generate("", prompts, Sampling(max_new_tokens=3)), strict=True
-            ):
-                for draft in drafts:
-                    plain = plain_logits(self.model, [*prompt.tokens, *draft.tokens])[-4:-1].float().softmax(-1)
-                    chosen = plain[range(3), draft.tokens].tolist()
-                    error = max(abs(math.exp(a) - b) for a, b in zip(draft.logprobs, chosen, strict=True))
-                    self._require_close(error, "when decoded")
-        except (UnsupportedError, TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as reason:
+            self._check_decoding(tokens, None)
+        except CHECK_FAILURES as reason:
             self.notes.append(f"prompts are not shared between rollouts, the slow path is used: {reason}")
             return False
+        try:
+            lean = LeanDecoder.of(self.model, windows)
+            if lean is not None:
+                self._check_decoding(tokens, lean)
+            self._engine.lean = lean
+        except CHECK_FAILURES as reason:
+            self.notes.append(f"decoding goes through the model's own modules: {reason}")
         return True
+
+    def _check_decoding(self, tokens: list[int], lean: LeanDecoder | None) -> None:
+        # Without end tokens, so that every draft has its length.
+        engine = Engine(self.model, frozenset())
+        engine.lean = lean
+        prompts = [Prompted(tuple(tokens[:12]), 8, (0, 1)), Prompted(tuple(tokens[:8] + tokens[12:14]), 8, (2,))]
+        for prompt, drafts in zip(prompts, engine.generate("", prompts, Sampling(max_new_tokens=3)), strict=True):
+            for draft in drafts:
+                plain = plain_logits(self.model, [*prompt.tokens, *draft.tokens])[-4:-1].float().softmax(-1)
+                chosen = plain[range(3), draft.tokens].tolist()
+                error = max(abs(math.exp(a) - b) for a, b in zip(draft.logprobs, chosen, strict=True))
+                self._require_close(error, "when decoded")
 
     def _require_close(self, error: float, where: str) -> None:
         """Refuses the shared path where probabilities differ by more than the dtype's rounding explains."""
         if not error <= (0.05 if self.model.dtype in (torch.bfloat16, torch.float16) else 1e-3):
             raise UnsupportedError(f"next-token probabilities differ by {error:.2g} {where}")
+
+
+CHECK_FAILURES = (
+    UnsupportedError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    KeyError,
+    IndexError,
+)
+"""What a model that does not behave as those we know may raise while it is tried out."""
 
 
 def _check_windows(config: Any, seen: Mapping[int, int], context: int) -> None:

@@ -142,18 +142,20 @@ def joint_attention(
     shared = sum(widths)
     scaled = q * scale
     by_head = scaled.transpose(0, 1)
-    scores = q.new_empty(rows, kv_heads, queries, shared + own)
+    read = torch.bmm(scaled.reshape(flat, queries, width), k.view(flat, own, width).transpose(1, 2))
+    scores = read.view(rows, kv_heads, queries, own)
+    if levels:
+        scores = q.new_empty(rows, kv_heads, queries, shared + own)
+        scores[..., shared:] = read.view(rows, kv_heads, queries, own)
     if shared_bias is not None:
         scores[..., :shared] = 0.0
     start = 0
     for level, wide in zip(levels, widths, strict=True):
         for part in level:
             end = start + part.keys.shape[1]
-            read = torch.bmm(by_head[:, part.rows].reshape(kv_heads, -1, width), part.keys.transpose(1, 2))
-            scores[part.rows, :, :, start:end] = read.view(kv_heads, -1, queries, end - start).transpose(0, 1)
+            seen = torch.bmm(by_head[:, part.rows].reshape(kv_heads, -1, width), part.keys.transpose(1, 2))
+            scores[part.rows, :, :, start:end] = seen.view(kv_heads, -1, queries, end - start).transpose(0, 1)
         start += wide
-    read = torch.bmm(scaled.reshape(flat, queries, width), k.view(flat, own, width).transpose(1, 2))
-    scores[..., shared:] = read.view(rows, kv_heads, queries, own)
     if softcap > 0.0:
         scores = softcap * torch.tanh(scores.float() / softcap)
     scores[..., shared:] += own_bias

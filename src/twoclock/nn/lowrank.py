@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-__all__ = ["LowRank", "low_rank_term", "mounted", "mounted_apart"]
+__all__ = ["LowRank", "low_rank_term", "mounted", "mounted_apart", "mounted_change"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,14 @@ def _hooked(modules: Mapping[str, nn.Module], changes: Sequence[tuple[slice | No
             handle.remove()
 
 
+def mounted_change(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """(A [R, I], scale · Bᵀ [R, O]) where :func:`mounted` has put one change on the module and there is no other hook;
+    None where there is nothing of the kind."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    terms = getattr(hooks[0], "terms", None) if len(hooks) == 1 else None
+    return None if not terms or terms[0][0] is not None else terms[0][1:]
+
+
 def _adder(terms: Sequence[tuple[slice | None, torch.Tensor, torch.Tensor]]):  # type: ignore[no-untyped-def]
     def add(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         if terms[0][0] is None:
@@ -75,6 +83,7 @@ def _adder(terms: Sequence[tuple[slice | None, torch.Tensor, torch.Tensor]]):  #
             output[:, at] = _added(output[:, at], args[0][:, at], a, b)
         return output
 
+    add.terms = terms  # type: ignore[attr-defined]
     return add
 
 

@@ -14,6 +14,8 @@ import torch
 __all__ = ["filter_logits", "sample_tokens", "sample_tokens_reference", "uniforms"]
 
 BLOCK = 256
+ROWS = 16
+"""Rows whose float32 logits are worked on at one time: they stay in the processor's cache."""
 
 
 def uniforms(seed: int, count: int) -> np.ndarray:
@@ -52,10 +54,22 @@ def sample_tokens(
         logits = logits.float()
         tokens = logits.argmax(dim=-1)
         return tokens, logits.gather(-1, tokens[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)
+    parts = [
+        _sample_some(some, draws, temperature, top_k, top_p)
+        for some, draws in zip(logits.split(ROWS), u.to(logits.device).split(ROWS), strict=True)
+    ]
+    return torch.cat([tokens for tokens, _ in parts]), torch.cat([logprobs for _, logprobs in parts])
+
+
+def _sample_some(
+    logits: torch.Tensor, u: torch.Tensor, temperature: float, top_k: int, top_p: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     logits = filter_logits(logits, temperature, top_k, top_p)
     rows, vocab = logits.shape
-    top = logits.amax(dim=-1, keepdim=True)
-    mass = (logits - top).exp_()
+    top = logits.amax(dim=-1)
+    # Softmax's exponential is several times faster than exp, and its values serve as well as masses.
+    mass = torch.softmax(logits, dim=-1)
+    most = mass.amax(dim=-1)
     if vocab % BLOCK:
         mass = torch.nn.functional.pad(mass, (0, -vocab % BLOCK))
     padded = mass.view(rows, -1, BLOCK)
@@ -71,8 +85,8 @@ def sample_tokens(
     # Rounding may step past the last token that has mass; the last such token of the block is then the answer.
     last = BLOCK - 1 - torch.argmax((inside > 0).flip(-1).int(), dim=-1, keepdim=True)
     tokens = (block * BLOCK + torch.minimum(offset, last))[:, 0].clamp(max=vocab - 1)
-    lse = top[:, 0] + block_end[:, -1].log().float()
-    return tokens, logits.gather(-1, tokens[:, None])[:, 0] - lse
+    # The most likely token's mass is exp(top - lse), and never small enough to lose digits.
+    return tokens, logits.gather(-1, tokens[:, None])[:, 0] - top + most.log()
 
 
 def sample_tokens_reference(

@@ -86,11 +86,15 @@ class _Chosen(torch.autograd.Function):
             slope = 1.0 - (logits / head.softcap) ** 2 if head.softcap > 0.0 else None
             if temperature != 1.0:
                 logits = logits / temperature
-            lse = torch.logsumexp(logits, dim=-1)
-            logprobs[picked] = logits[at, token] - lse[at]
-            probs = (logits - lse[:, None]).exp_()
-            # A token that cannot come has probability 0 and a logit of -inf: 0 · -inf would be NaN.
-            entropy[start:stop] = lse - (probs * logits.clamp(min=torch.finfo(torch.float32).min)).sum(dim=-1)
+            probs = torch.softmax(logits, dim=-1)
+            # log Σ exp(logits) = top - most, where most is the log-probability of the most likely token.
+            top, most = logits.amax(dim=-1), probs.amax(dim=-1).log()
+            logprobs[picked] = logits[at, token] - top[at] + most[at]
+            mean = torch.linalg.vecdot(probs, logits)
+            if not bool(mean.isfinite().all()):
+                # A token that cannot come has probability 0 and a logit of -inf: 0 · -inf is NaN.
+                mean = torch.linalg.vecdot(probs, logits.nan_to_num(neginf=0.0))
+            entropy[start:stop] = top - most - mean
             if wanted:
                 if slope is not None:
                     slopes[picked] = slope[at, token]
