@@ -10,6 +10,7 @@ from typing import Any
 from twoclock.contracts import Task
 from twoclock.errors import ConfigError, unknown_name
 from twoclock.tasks.families import FamilyTask, check_family
+from twoclock.tasks.grid import GridTask, check_grid
 from twoclock.tasks.jsonl import JsonlTask
 from twoclock.tasks.reasoning_gym import ReasoningGymTask
 from twoclock.tasks.rg_source import check_source
@@ -170,6 +171,12 @@ def _make_family(name: str, spec: Spec, seed: int, base_dir: Path, verifier: Ver
     return _verified(task, verifier)
 
 
+def _make_grid(name: str, spec: Spec, seed: int, base_dir: Path, verifier: Verifier | None) -> Task:
+    more = _wording(spec, "templates")
+    task = GridTask(spec["family"], spec.get("config"), name=name, sizes=_sizes(spec), seed=seed, **more)
+    return _verified(task, verifier)
+
+
 def _make_jsonl(name: str, spec: Spec, seed: int, base_dir: Path, verifier: Verifier | None) -> Task:
     path = base_dir / Path(spec["path"]).expanduser()
     more = _wording(spec, "casefold", "shares")
@@ -203,6 +210,12 @@ SOURCES: Mapping[str, TaskSource] = {
         required=("path",),
         check=lambda spec: [],
         make=_make_jsonl,
+    ),
+    "grid": TaskSource(
+        keys=("family", "config", "templates"),
+        required=("family",),
+        check=lambda spec: check_grid(spec["family"], spec.get("config", {}), templates=spec.get("templates")),
+        make=_make_grid,
     ),
 }
 """By the name that ``source`` gives; a new source is a row here."""
