@@ -220,7 +220,8 @@ _LOOSE_JOIN = r"\s+(?:(?:then|and|to|via|bus)\s+)*"
 _NAME = r"(?:[0-9]{1,4}|[A-Z]{1,2})\b"
 _MENTION = re.compile(
     rf"\bbus(?:es)?\s+{_NAME}(?:(?:\s*,\s*(?:and\s+)?|\s+and\s+){_NAME})*"  # bus 3; buses 1, 2 and 5
-    r"|\b\w+[-–—]\w+\b",  # line 2-5
+    r"|\b\w+[-–—]\w+\b"  # line 2-5
+    r"|\b[0-9.]+e[-+]?[0-9]+\b",  # 1e9, which holds no 9
     re.IGNORECASE,
 )
 _NUMBER_WORDS = {

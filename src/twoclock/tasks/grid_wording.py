@@ -21,6 +21,8 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
         "A power grid has these lines: {lines}.{more} Which way from bus {a} to bus {b} uses the fewest lines? Write "
         'the buses in order, joined by "-".',
         'Grid lines: {lines}{more}\nFrom: {a}\nTo: {b}\nShortest path, buses joined by "-":',
+        "Find the way from {a} to {b} that uses the fewest of these lines: {lines}.{more} Answer with its buses joined "
+        'by "-", from {a} to {b}.',
         "Power goes from bus {a} to bus {b} over as few lines as possible. Lines in service: {lines}.{more} Name the "
         'buses on its way, first to last, joined by "-".',
         "The lines {lines} make up a grid.{more} List every bus on the shortest way from {a} to {b}, both included, "
