@@ -163,6 +163,18 @@ class Trainable(Protocol):
         """The length of the rendered prompt in tokens."""
         ...
 
+    def logprobs_under(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[Sequence[int]],
+        conditionings: Sequence[Conditioning],
+        *,
+        temperature: float = 1.0,
+    ) -> list[list[list[float]]]:
+        """For each conditioning, for each prompt, the log-probability of every token of its completion; without
+        gradients, and in one pass over the model for all conditionings where the model allows it."""
+        ...
+
     def exact_kl(
         self,
         prompts: Sequence[str],

@@ -155,7 +155,7 @@ class Engine:
 class _Decoding:
     """One call of :meth:`Engine.generate`: rows enter as places fall free, take a step together, and leave.
 
-    Between steps ``rows[r]`` is the rollout in slot r, and its next token will be drawn from ``logits[r]``.
+    ``rows[r]`` is the rollout in slot r, and its next token will be drawn from ``logits[r]``.
     """
 
     def __init__(
@@ -173,28 +173,31 @@ class _Decoding:
         self._last: tuple[Prompted, PrefillView, int, torch.Tensor] | None = None
 
     def run(self) -> None:
-        self._admit()
+        tokens = torch.zeros(self.places, dtype=torch.long, device=self.device)
         while True:
-            tokens = self._draw()
             live = sum(row.live for row in self.rows)
-            if not live and not self.waiting:
+            # Entering is a pass of its own and leaving copies the slots, so both wait until they are worth it.
+            while self.waiting and (not live or 8 * (self.places - live) >= self.places):
+                # New rows draw as they enter, so that they take the next step with the others.
+                tokens = self._draw(self._admit(), tokens)
+                live = sum(row.live for row in self.rows)
+            if not live:
                 return
-            # Leaving copies the slots and entering is a pass of its own, so both wait until they are worth it.
             if not self.waiting and 4 * live <= 3 * len(self.rows):
                 tokens = self._drop(tokens)
-            if live:
-                self._step(tokens)
-            if self.waiting and (not live or 8 * (self.places - live) >= self.places):
-                self._admit()
+            self._step(tokens)
+            tokens = self._draw(range(len(self.rows)), tokens)
 
-    def _draw(self) -> torch.Tensor:
-        """One token a row [R], written to the drafts of the live ones."""
-        draws = torch.tensor([r.draws[len(r.draft.tokens)] if r.live else 0.0 for r in self.rows], dtype=torch.float64)
-        sampling = self.sampling
-        tokens, logprobs = sample_tokens(
-            self.logits, draws.to(self.device), sampling.temperature, sampling.top_k, sampling.top_p
+    def _draw(self, slots: Sequence[int], tokens: torch.Tensor) -> torch.Tensor:
+        """``tokens`` [R] with one drawn for each of these rows, written to the drafts of the live ones."""
+        rows, sampling = [self.rows[slot] for slot in slots], self.sampling
+        draws = torch.tensor([r.draws[len(r.draft.tokens)] if r.live else 0.0 for r in rows], dtype=torch.float64)
+        at = torch.tensor([*slots], device=self.device)
+        logits = self.logits if len(rows) == len(self.rows) else self.logits[at]
+        drawn, logprobs = sample_tokens(
+            logits, draws.to(self.device), sampling.temperature, sampling.top_k, sampling.top_p
         )
-        for row, token, logprob in zip(self.rows, tokens.tolist(), logprobs.tolist(), strict=True):
+        for row, token, logprob in zip(rows, drawn.tolist(), logprobs.tolist(), strict=True):
             if not row.live:
                 continue
             if not math.isfinite(logprob):
@@ -206,7 +209,7 @@ class _Decoding:
                 row.draft.finish, row.live = "stop", False
             elif len(row.draft.tokens) == sampling.max_new_tokens:
                 row.live = False
-        return tokens
+        return tokens.index_copy(0, at, drawn)
 
     def _step(self, tokens: torch.Tensor) -> None:
         """Reads the token that each row drew. A row that has ended is read along, into a column that nobody sees."""
@@ -229,8 +232,8 @@ class _Decoding:
         self.levels = _levels(self.rows)
         return tokens[keep]
 
-    def _admit(self) -> None:
-        """Gives each free slot to a waiting row and reads their prompts, each once."""
+    def _admit(self) -> list[int]:
+        """Gives free slots to waiting rows and reads their prompts, each once; the slots that were taken."""
         free = [i for i, row in enumerate(self.rows) if not row.live]
         free += range(len(self.rows), self.places)
         entering = {slot: self.waiting.popleft() for slot in free[: len(self.waiting)]}
@@ -252,6 +255,7 @@ class _Decoding:
         if not self.waiting:
             self._last = None
         self.levels = _levels(self.rows)
+        return [*entering]
 
     def _parts(self, prompts: list[Prompted]) -> list[list[Prompted]]:
         """Prompts that one pass reads, in order."""

@@ -187,7 +187,7 @@ def _product(modules: Sequence[Any]) -> Product:
 
 def _packed(weight: torch.Tensor) -> torch.Tensor | None:
     """The weight as the CPU's bf16 kernels lay it out; None where they do not serve."""
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
     try:
         packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 64)

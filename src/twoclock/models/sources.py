@@ -6,7 +6,6 @@ dtype, with a tokenizer that has a working chat template, and with the content h
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -71,9 +70,6 @@ def load_model(
     ``templates``. Raises ConfigError for a wrong dtype or device name, ModelError for a model that cannot be found,
     fetched, read or used, MissingExtraError where torch or transformers are not installed.
     """
-    # Large pages for large tensors, where the system grants them on request (Linux): decoding streams all weights at
-    # every step. PyTorch reads this at its first large allocation.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     require_local()
     if dtype != "auto" and dtype not in DTYPES:
         raise ConfigError(unknown_name("dtype", dtype, ["auto", *DTYPES]))

@@ -16,6 +16,7 @@ import torch
 from twoclock.models.packing import Packed, common_prefix, pack, side_by_side
 from twoclock.models.plain import plain_logits
 from twoclock.models.shared_attention import head_module, hidden_states, text_config
+from twoclock.models.spare import sparing
 from twoclock.models.views import TreeView
 from twoclock.nn.lowrank import LowRank, mounted, mounted_apart
 from twoclock.nn.vocabulary import CHUNK, Head, chosen_logprobs, chosen_logprobs_reference
@@ -98,7 +99,8 @@ class TeacherForcing:
         device = self.model.device
         view = TreeView(packed, device)
         view.logit_rows = wanted.to(device)
-        return hidden_states(self.model, packed.tokens[None].to(device), view.positions[None], view)
+        with sparing(self.model):
+            return hidden_states(self.model, packed.tokens[None].to(device), view.positions[None], view)
 
     def _plain_logits(self, prompts: Sequence[Sequence[int]], completions: Completions) -> torch.Tensor:
         """Logits [N, V] before each completion token, one sequence at a time."""

@@ -81,6 +81,7 @@ class PrefillView(View):
         self.lengths, self.starts, self.shared = lengths, starts, shared
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
+        self._prefixes: dict[int, PrefixKV] = {}
         size = torch.tensor(lengths, device=device)
         columns = torch.arange(longest, device=device)
         real = columns[None, :] < size[:, None]
@@ -88,7 +89,9 @@ class PrefillView(View):
         self._shape = (n, longest)
         # Where nothing is padding, rows and packed row are the same memory and need no index.
         self._even = int(ends[-1]) == n * longest
-        self._gather = torch.where(real, (ends - size)[:, None] + columns[None, :], 0)
+        # Padding reads its own row's first token: another row's may be NaN, which no weight of 0 undoes.
+        first = (ends - size)[:, None]
+        self._gather = torch.where(real, first + columns[None, :], first)
         self._scatter = real.reshape(-1).nonzero()[:, 0]
         self.at = torch.tensor(starts, device=device)[:, None] + columns[None, :]
         self.positions = self.at.reshape(-1)[self._scatter]
@@ -123,10 +126,12 @@ class PrefillView(View):
         return self._packed(unfold_heads(merged, heads))
 
     def prefix(self, row: int) -> PrefixKV:
-        """What prompt ``row`` brought of its own, to be shared by those who continue it."""
-        size = self.lengths[row]
-        keys, values = (tuple(x[row, :, :size].contiguous() for x in side) for side in (self.keys, self.values))
-        return PrefixKV(self.starts[row], keys, values)
+        """What prompt ``row`` brought of its own, to be shared by those who continue it; the same object each time."""
+        if row not in self._prefixes:
+            size = self.lengths[row]
+            keys, values = (tuple(x[row, :, :size].contiguous() for x in side) for side in (self.keys, self.values))
+            self._prefixes[row] = PrefixKV(self.starts[row], keys, values)
+        return self._prefixes[row]
 
     def _behind(
         self, q: torch.Tensor, s: Shared, layer: int, scale: float, softcap: float, window: int
@@ -190,6 +195,8 @@ class Slots:
         self.reserve(longest + 1)
         for mine, theirs in ((self.keys, read.keys), (self.values, read.values)):
             for buffer, made in zip(mine, theirs, strict=True):
+                # What the slot's last row left behind may be NaN, and 0 times NaN is NaN.
+                buffer[slots] = 0.0
                 buffer[slots, :, :longest] = made[rows, :, :longest]
         self.lengths[slots] = lengths
 

@@ -161,7 +161,8 @@ def joint_attention(
     scores[..., shared:] += own_bias
     if shared_bias is not None:
         scores[..., :shared] += shared_bias
-    probs = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+    # In half precision too: the kernel works in float32 inside and rounds once.
+    probs = torch.softmax(scores, dim=-1).to(q.dtype)
     out = torch.bmm(probs[..., shared:].reshape(flat, queries, own), v.view(flat, own, width)).view(q.shape)
     start = 0
     for level, wide in zip(levels, widths, strict=True):

@@ -54,9 +54,10 @@ def sample_tokens(
         logits = logits.float()
         tokens = logits.argmax(dim=-1)
         return tokens, logits.gather(-1, tokens[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)
+    u = u.to(logits.device)
     parts = [
-        _sample_some(some, draws, temperature, top_k, top_p)
-        for some, draws in zip(logits.split(ROWS), u.to(logits.device).split(ROWS), strict=True)
+        _sample_some(logits[at : at + ROWS], u[at : at + ROWS], temperature, top_k, top_p)
+        for at in range(0, len(logits), ROWS)
     ]
     return torch.cat([tokens for tokens, _ in parts]), torch.cat([logprobs for _, logprobs in parts])
 

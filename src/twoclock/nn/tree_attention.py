@@ -92,7 +92,7 @@ class _TreeAttention(torch.autograd.Function):
         for rectangle in ctx.rectangles:
             at, real = _places(rectangle.queries)
             to, real_keys = _places(rectangle.keys)
-            some_lse = lse[rectangle.queries.clamp(min=0)]
+            some_lse = lse[_filled(rectangle.queries)]
             grad_out = _gather(grads, rectangle.queries)
             if real is not None:
                 some_lse = some_lse.masked_fill(~real[..., None], NOWHERE)
@@ -121,8 +121,13 @@ def _by_token(x: torch.Tensor) -> torch.Tensor:
 
 
 def _gather(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """[S, H, D] at [B, T] -> [B, H, T, D]; padding reads token 0."""
-    return x[places.clamp(min=0)].transpose(1, 2)
+    """[S, H, D] at [B, T] -> [B, H, T, D]."""
+    return x[_filled(places)].transpose(1, 2)
+
+
+def _filled(places: torch.Tensor) -> torch.Tensor:
+    """Padding reads its row's first place: what stands in another tree, be it NaN, must not come in by 0 · NaN."""
+    return torch.where(places < 0, places[:, :1], places)
 
 
 def _padding(rectangle: Rectangle) -> torch.Tensor | None:
