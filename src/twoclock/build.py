@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from twoclock.allocate import GateConfig, build_allocator, gate_for
 from twoclock.bench import Bench
-from twoclock.config import RunConfig, from_plain
+from twoclock.config import RunConfig, from_plain, overridden
 from twoclock.contracts import Allocator, Channel, Gate, LoopObserver, Policy, Reflector, Task, Workbench
 from twoclock.errors import ConfigError, MissingExtraError, TwoclockError, unknown_name
 from twoclock.evaluation import CELLS, EvaluationSettings, Evaluator, conditioning_of, conditionings_of
@@ -268,11 +268,14 @@ def create_session(
     return session
 
 
-def open_session(path: Path, *, write: bool = False, progress: Progress | None = None) -> Session:
-    """A run that exists."""
+def open_session(
+    path: Path, *, write: bool = False, progress: Progress | None = None, overrides: Sequence[str] = ()
+) -> Session:
+    """A run that exists. ``overrides`` change the configuration of this session alone, never the run's own."""
     store = RunStore.open(path, write=write)
     try:
-        return Session(store, build_parts(from_plain(store.config, f"the configuration of run '{path}'")), progress)
+        config = from_plain(overridden(store.config, overrides), f"the configuration of run '{path}'")
+        return Session(store, build_parts(config), progress)
     except BaseException:
         store.close()
         raise

@@ -13,7 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from twoclock.errors import ConfigError, nearest
 
-__all__ = ["ModelSection", "PhaseSection", "ReflectorSection", "RunConfig", "RunSection", "load_config", "parse_config"]
+__all__ = [
+    "ModelSection",
+    "PhaseSection",
+    "ReflectorSection",
+    "RunConfig",
+    "RunSection",
+    "from_plain",
+    "load_config",
+    "overridden",
+    "parse_config",
+]
 
 
 class Section(BaseModel):
@@ -154,6 +164,14 @@ def from_plain(data: Mapping[str, Any], where: str = "the configuration", *, che
         ]
         sound = _without(data, [detail["loc"] for detail in error.errors()]) if check else None
         raise ConfigError([*problems, *(check(sound) if check and sound else ())]) from None
+
+
+def overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of plain data with ``a.b=value`` settings put in. ConfigError for one that cannot be."""
+    changed = deepcopy(dict(data))
+    for override in overrides:
+        _override(changed, override)
+    return changed
 
 
 def _not_finite(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, float]]:

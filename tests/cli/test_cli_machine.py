@@ -81,7 +81,7 @@ def test_doctor_says_what_to_type_for_what_is_missing(monkeypatch: pytest.Monkey
 def test_report_prints_the_page_s_path(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def write_report(run: Path, out: Path | None = None) -> Path:
+    def write_report(run: Path, out: Path | None = None, **more: object) -> Path:
         asked.append((run, out))
         return out or run / "report.html"
 
@@ -94,7 +94,7 @@ def test_report_prints_the_page_s_path(finished: Path, tmp_path: Path, monkeypat
 def test_an_error_of_the_machine_has_its_file_and_no_traceback(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write_report(run: Path, out: Path | None = None) -> Path:
+    def write_report(run: Path, out: Path | None = None, **more: object) -> Path:
         assert out is not None
         out.write_text("page")
         return out

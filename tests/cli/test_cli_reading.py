@@ -247,7 +247,7 @@ def test_eval_gives_the_documented_keys(run: Path) -> None:
     found = as_json("eval", run)
     assert set(found) == {"run", "model", "round", "rounds_run", "tasks", "drift", "retention", "cost"}
     task = found["tasks"]["double"]
-    assert set(task) == {"round", "cells", "effects", "shares", "identical"}
+    assert set(task) == {"round", "cells", "effects", "shares", "identical", "power"}
     assert set(task["cells"]) == {"base_none", "base_learned", "live_none", "live_learned"}
     for interval in task["cells"].values():
         assert interval["low"] <= interval["estimate"] <= interval["high"]

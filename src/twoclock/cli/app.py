@@ -32,6 +32,8 @@ VERBS: dict[str, str] = {
     "diff": "What changed between two rounds.",
     "rollback": "Make the states of an earlier round live again.",
     "eval": "Measure a run: the 2×2 of each task, drift, retention, cost.",
+    "probe": "Drift, retention, plasticity, out of distribution: what learning did to a run.",
+    "check": "Hold a run to limits, for pipelines.",
     "chat": "Talk to the model as it stands.",
     "report": "Write a run's HTML report.",
     "models": "The models on this machine, and how to use others.",
@@ -46,6 +48,8 @@ Exit codes:
   2    a configuration, an argument, a data file or a verifier is wrong
   3    a model cannot be found, fetched or used; a package is not installed
   4    a run folder is missing, damaged, or in use by another process
+  10   'twoclock check': a limit is passed
+  11   'twoclock check': a limit is not decided (--strict) or not measured
   130  stopped by Ctrl-C; committed rounds are safe, 'twoclock resume' goes on
 
 \b

@@ -18,11 +18,12 @@ def command(run: Path, as_json: bool, tasks: str | None) -> None:
 
     Prints the 2×2 of each task ({base, trained} weights × {no, learned} prompt) with 95 % intervals, where the gain
     lives, drift from the base in both directions, what became of earlier tasks, and what everything cost. Cells that
-    are the same model under the same prompt are measured once, and said to be so.
+    are the same model under the same prompt are measured once, and said to be so. Under each task: how small a
+    difference this many items can show, and how many it takes to see one of 0.02, 0.05 or 0.1.
 
     \b
-    Keys of --json (an INTERVAL is {estimate, low, high, n, level, method};
-    unknown numbers are null):
+    Keys of --json (an INTERVAL is {estimate, low, high, n, level, method,
+    seeds}, seeds counting training runs; unknown numbers are null):
       run, model          the folder; the base model
       round, rounds_run   the round whose states are live; rounds committed
       tasks.NAME
@@ -34,6 +35,10 @@ def command(run: Path, as_json: bool, tasks: str | None) -> None:
         shares            slow, fast, interaction as shares of the total;
                           null unless the total's interval excludes 0
         identical         lists of cells that are one measurement
+        power             {items, discordance, discordance_measured,
+                          detectable, table}; a line of the table is {delta,
+                          paired, unpaired, gap}: items for that difference
+                          at 80 % power and 95 %, base against deployed
       drift               a list of {prompts, live_base, base_live: INTERVAL,
                           tokens}, nats a token; prompts is general or task:NAME
       retention.matrix    tasks (one a phase) and rows {after, round, scores:

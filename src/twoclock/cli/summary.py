@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from twoclock.cli.output import cost_words, duration, interval_words, table
 
 if TYPE_CHECKING:
-    from twoclock.measure import Interval, ScoreMatrix, TaskTable, TwoByTwo
+    from twoclock.measure import TaskTable
     from twoclock.store import RunStore
     from twoclock.types import DriftRecord, Evaluation
 
 __all__ = ["headline", "in_words", "recorded", "summarise"]
 
-NO_WEIGHTS = (("live_learned", "base_learned"), ("live_none", "base_none"))
-NO_PROMPT = (("live_learned", "live_none"), ("base_learned", "base_none"))
-EFFECTS = {
-    "slow": ((("live_none", "base_none"),),),
-    "fast": ((("base_learned", "base_none"),),),
-    "interaction": (NO_WEIGHTS, NO_PROMPT),
-    "total": ((("live_learned", "base_none"),),),
-    "residual_use": ((("live_learned", "live_none"),),),
-}
-"""Each effect with the ways in which it is 0 by construction: all these pairs of cells are one measurement."""
+USUAL_DISCORDANCE = 0.2
+"""The share of items on which two versions of a model usually differ; stands in where these two differ on none."""
 CLOCKS = ("rollout_s", "grade_s", "fast_s", "slow_s", "measure_s", "round_s")
 
 
@@ -48,6 +40,7 @@ def summarise(
     """Plain JSON. ``evaluations`` and ``drift`` are what was measured now; the rest comes from the ledger. The keys are
     documented in ``twoclock eval --help``."""
     from twoclock.measure import summarise_drift, task_tables
+    from twoclock.probing.plain import plain_retention, plain_task
 
     tables = task_tables(evaluations)
     return {
@@ -55,7 +48,7 @@ def summarise(
         "round": store.head().round,
         "rounds_run": store.head().next_round - 1,
         "model": store.environment.get("model"),
-        "tasks": {t.task: _task(t) for t in tables},
+        "tasks": {t.task: {**plain_task(t), "power": _power(t)} for t in tables},
         "drift": [
             {
                 "prompts": s.prompts,
@@ -65,81 +58,34 @@ def summarise(
             }
             for s in summarise_drift(drift)
         ],
-        "retention": _retention(store.evaluations(), phases, tables),
+        "retention": plain_retention(store.evaluations(), phases, tables),
         "cost": _cost(store, evaluations),
     }
 
 
-def _task(found: TaskTable) -> dict[str, Any]:
-    named = {"_".join(cell): evaluation for cell, evaluation in found.evaluations.items()}
-    same: dict[str, list[str]] = {}
-    for name, evaluation in named.items():
-        same.setdefault(evaluation.conditioning_id, []).append(name)
-    split = found.split
+def _power(found: TaskTable) -> dict[str, Any] | None:
+    """How many items would show a difference between the deployed system and the base, and how small a one these do."""
+    from twoclock.measure import detectable_difference, discordance_of, items_table
+
+    base, live = found.evaluations.get(("base", "none")), found.evaluations.get(("live", "learned"))
+    if base is None or live is None:
+        return None
+    before, after = (dict(zip(e.item_ids, e.rewards, strict=True)) for e in (base, live))
+    shared = [item for item in before if item in after]
+    measured = discordance_of([before[i] for i in shared], [after[i] for i in shared]) if shared else 0.0
+    discordance = measured if measured > 0 else USUAL_DISCORDANCE
+    rate = sum(before.values()) / len(before)
+    least = detectable_difference(max(len(shared), 1), discordance=discordance)
     return {
-        "round": found.round,
-        "cells": {
-            "_".join(cell): {**interval.as_dict(), "samples": found.evaluations[cell].samples}
-            for cell, interval in found.cells.items()
-        },
-        "effects": {name: _effect(split, name, list(same.values())) for name in EFFECTS} if split else None,
-        "shares": {k: v.as_dict() for k, v in split.shares.items()} if split and split.shares else None,
-        "identical": [cells for cells in same.values() if len(cells) > 1],
-    }
-
-
-def _effect(split: TwoByTwo, name: str, identical: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """An effect's plain form; between cells that are one measurement it is 0 exactly, whatever the sample."""
-    plain = getattr(split, name).as_dict()
-    for way in EFFECTS[name]:
-        if all(any(one in cells and other in cells for cells in identical) for one, other in way):
-            plain |= {"estimate": 0.0, "low": 0.0, "high": 0.0, "method": "identical"}
-    return dict(plain)
-
-
-def _retention(evaluations: Sequence[Evaluation], phases: Sequence[str], now: Sequence[TaskTable]) -> dict[str, Any]:
-    from twoclock.measure import score_matrix, summarise_retention, task_retention
-
-    matrix = score_matrix(evaluations, phases)
-    summary = summarise_retention(matrix)
-    return {
-        "matrix": {"tasks": list(matrix.tasks), "rows": [*_rows(matrix), _now(matrix.tasks, now)]},
-        "phases": [
-            {
-                "phase": r.phase,
-                "task": r.task,
-                **{name: getattr(r, name).as_dict() for name in ("start", "learned", "now", "gain", "change")},
-            }
-            for r in task_retention(evaluations, phases)
+        "items": len(shared),
+        "discordance": discordance,
+        "discordance_measured": measured > 0,
+        "detectable": None if least != least else least,
+        "table": [
+            {"delta": line.delta, "paired": line.paired, "unpaired": line.unpaired, "gap": line.gap}
+            for line in items_table(discordance=discordance, rate=rate)
         ],
-        "summary": {
-            f.name: getattr(summary, f.name).as_dict()
-            for f in fields(summary)
-            if f.name != "phases" and getattr(summary, f.name).is_known
-        },
     }
-
-
-def _rows(matrix: ScoreMatrix) -> list[dict[str, Any]]:
-    rows = []
-    for i, round in enumerate(matrix.rounds):
-        after = "start" if i == 0 else f"phase {i} ({matrix.tasks[i - 1]})"
-        cells = [_known(matrix.cell(i, j)) for j in range(len(matrix.tasks))]
-        rows.append({"after": after, "round": round, "scores": cells})
-    return rows
-
-
-def _now(tasks: Sequence[str], tables: Sequence[TaskTable]) -> dict[str, Any]:
-    deployed = {t.task: t.cells.get(("live", "learned")) for t in tables}
-    return {
-        "after": "now",
-        "round": tables[0].round if tables else None,
-        "scores": [_known(deployed.get(task)) for task in tasks],
-    }
-
-
-def _known(interval: Interval | None) -> dict[str, Any] | None:
-    return interval.as_dict() if interval is not None and interval.is_known else None
 
 
 def _cost(store: RunStore, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
@@ -201,7 +147,21 @@ def _task_words(name: str, task: Mapping[str, Any]) -> str:
         parts = (("weights", "slow"), ("prompt", "fast"), ("only together", "interaction"))
         words = ", ".join(f"{label} {interval_words(effects[key], signed=True)}" for label, key in parts)
         lines += [f"  gain {interval_words(effects['total'], signed=True)}", f"    from {words}"]
-    return "\n".join([*lines, *_identical_words(task["identical"])])
+    return "\n".join([*lines, *_power_words(task.get("power")), *_identical_words(task["identical"])])
+
+
+def _power_words(power: Mapping[str, Any] | None) -> list[str]:
+    if power is None:
+        return []
+    share = f"{power['discordance']:.0%} of the items"
+    known = f"base and deployed differ on {share}" if power["discordance_measured"] else f"taking {share} to differ"
+    least = power["detectable"]
+    shows = "no difference at all" if least is None else f"a difference of {least:.3f} or more"
+    rows = [["items to see a difference of", *(f"{line['delta']:g}" for line in power["table"])]]
+    for key, label in (("paired", "the same items"), ("unpaired", "items of each system's own")):
+        rows.append([f"  {label}", *("–" if line[key] is None else f"{line[key]:,}" for line in power["table"])])
+    head = f"  these {power['items']} items show {shows} (80 % power at 95 %, {known})"
+    return [head, table(rows, "    ")]
 
 
 def _identical_words(identical: Sequence[Sequence[str]]) -> list[str]:

@@ -19,7 +19,7 @@ from twoclock.measure.ood_figures import figures_of
 from twoclock.measure.ood_records import Answer, Settings, SplitFigures, answers_of
 from twoclock.measure.ood_verdict import OUT, Finding, cautions, decide
 
-__all__ = ["Answer", "OodReport", "holm", "over_seeds", "probe"]
+__all__ = ["OodReport", "holm", "over_seeds", "probe"]
 
 Row = Answer | Mapping[str, Any]
 

@@ -18,14 +18,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
-from twoclock.errors import ConfigError, StoreError
+from twoclock.errors import ConfigError, DataError, StoreError
 from twoclock.measure import DriftSummary, summarise_drift
 from twoclock.report import figures, formats, heading, tables
 from twoclock.report.curve import reward_figure
 from twoclock.report.glossary import METRICS, WORDS
+from twoclock.report.probes import ProbePages, figure_html, read_probes
 from twoclock.report.reading import RunData, part, read_run
 from twoclock.store import RunStore
 from twoclock.store.blobs import write_atomically
@@ -36,18 +37,19 @@ MAX_TEXT = 6_000
 """Characters of one sampled prompt or answer on the page; writes of the fast clock are never cut."""
 
 
-def write_report(run_path: Path, out: Path | None = None) -> Path:
+def write_report(run_path: Path, out: Path | None = None, *, probes: Sequence[Path] | None = None) -> Path:
     """Render the run in ``run_path`` into the file ``out`` (``report.html`` in the run's folder), and return its path.
 
-    The file is replaced whole or not at all. StoreError when the run cannot be read or the file not be written,
-    ConfigError when ``out`` is a folder.
+    ``probes`` are files of probes to show; None takes those that lie beside the run. The file is replaced
+    whole or not at all. StoreError when the run cannot be read or the file not be written,
+    ConfigError when ``out`` is a folder, DataError for a file that is no probe.
     """
     run_path = Path(run_path)
     target = run_path / "report.html" if out is None else Path(out)
     if target.is_dir():
         raise ConfigError(f"{target} is a folder; give a file for the report, such as {target / 'report.html'}")
     with RunStore.open(run_path) as store:
-        page = render(store)
+        page = render(store, probes=probes)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -57,16 +59,27 @@ def write_report(run_path: Path, out: Path | None = None) -> Path:
     return target
 
 
-def render(store: RunStore) -> str:
+def render(store: RunStore, *, probes: Sequence[Path] | None = None) -> str:
     """The page of a run, as text. Works on runs that are still going on; says what was not measured and how to measure
     it. StoreError for a run that never began."""
     data = read_run(store)
+    probed = read_probes(store.path, data.head, probes)
+    try:
+        return _rendered(data, probed)
+    except UndefinedError as problem:
+        if not probed.results:
+            raise
+        files = ", ".join(dict.fromkeys(str(file["path"]) for file in probed.files.values()))
+        raise DataError(f"a probe file lacks what the page shows ({problem}): {files}; probe the run again") from None
+
+
+def _rendered(data: RunData, probed: ProbePages) -> str:
     scripts = {"plotly": _plotly_js(), "page": _asset("report.js")}
     return (
         _environment()
         .get_template("report.html")
         .render(
-            **_context(data),
+            **_context(data, probed),
             style=Markup(_asset("report.css")),
             scripts={name: Markup(text) for name, text in scripts.items()},
             policy=_policy(list(scripts.values())),
@@ -77,7 +90,7 @@ def render(store: RunStore) -> str:
 # ------------------------------------------------------------------------------------------------- what the page says
 
 
-def _context(data: RunData) -> dict[str, Any]:
+def _context(data: RunData, probed: ProbePages) -> dict[str, Any]:
     """All values of the template."""
     splits = tables.split_rows(data)
     retention = tables.retention(data)
@@ -91,7 +104,7 @@ def _context(data: RunData) -> dict[str, Any]:
         "cards": heading.cards(data, splits, retention, drift, costs),
         "config_text": json.dumps(data.config, indent=2, ensure_ascii=False),
         "commands": {
-            verb: f"twoclock {verb} {shlex.quote(data.path)}" for verb in ("eval", "resume", "log", "rollback")
+            verb: f"twoclock {verb} {shlex.quote(data.path)}" for verb in ("eval", "resume", "log", "rollback", "probe")
         },
         "rolled_back": data.head.cause if data.head.cause.startswith("rollback") else "",
         "evaluated_at": data.evaluations[-1].round if data.evaluations else None,
@@ -106,7 +119,11 @@ def _context(data: RunData) -> dict[str, Any]:
         "metrics": METRICS,
         "words": WORDS,
         "cell_names": tables.CELL_NAMES,
-        "figures": _figures(data, splits, retention, drift, costs),
+        "probes": probed.context,
+        "figures": {
+            **_figures(data, splits, retention, drift, costs),
+            **{name: script_json(figure.to_json()) for name, figure in probed.drawings.items()},
+        },
         "max_text": MAX_TEXT,
     }
 
@@ -196,6 +213,7 @@ def _environment() -> Environment:
         number=formats.number,
         cost=formats.cost_words,
         cut=_cut,
+        fig=figure_html,
     )
     return environment
 

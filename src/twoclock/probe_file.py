@@ -1,0 +1,111 @@
+"""The file of a probe's results: one JSON object, kept beside a run and never in it, with its format and its checks.
+
+Written by ``twoclock probe``; read by the report and by ``twoclock check``. Its keys stand in ``docs/probes.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from twoclock.errors import ConfigError, DataError
+from twoclock.measure.intervals import Interval
+from twoclock.store.blobs import write_atomically
+
+__all__ = ["FORMAT", "PROBES", "VERSION", "default_path", "find_probes", "interval_of", "read_probe", "write_probe"]
+
+FORMAT, VERSION = "twoclock-probe", 1
+PROBES = ("drift", "retention", "plasticity", "ood", "decomposition")
+"""The sections that a file may have, in the order in which they are measured and shown."""
+
+
+def folder_of(run: Path) -> Path:
+    """Where a run's probes are kept: ``NAME-probes`` beside the run's folder."""
+    run = Path(run).resolve()
+    return run.parent / f"{run.name}-probes"
+
+
+def default_path(run: Path, probes: Iterable[str], round: int) -> Path:
+    """Where the results of these probes go unless the user names a file."""
+    names = [name for name in PROBES if name in set(probes)]
+    title = "all" if len(names) == len(PROBES) else "+".join(names) or "nothing"
+    return folder_of(run) / f"{title}-round-{round}.json"
+
+
+def find_probes(run: Path) -> list[Path]:
+    """The probe files beside a run, oldest first by when they were measured; files that are no probes are left out."""
+    found = []
+    for path in sorted(folder_of(run).glob("*.json")):
+        try:
+            found.append((read_probe(path)["at"], path))
+        except DataError:
+            continue
+    return [path for _, path in sorted(found, key=lambda pair: pair[0])]
+
+
+def write_probe(found: Mapping[str, Any], path: Path) -> Path:
+    """Replaces the file whole or not at all. ConfigError where it cannot be written."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        text = json.dumps(found, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        write_atomically(path, text.encode("utf-8", "backslashreplace"), temporary)
+    except OSError as error:
+        raise ConfigError(
+            f"the results cannot be written to {path}: {error.strerror or error}; name another file"
+        ) from error
+    return path
+
+
+def read_probe(path: Path) -> dict[str, Any]:
+    """The results in a file. DataError for one that is missing, damaged, no probe, or of another version."""
+    path = Path(path)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"there is no probe file {path}; make one: twoclock probe RUN --out {path}") from None
+    except (OSError, ValueError) as problem:
+        raise DataError(f"the probe file {path} cannot be read: {problem}") from None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise DataError(f'{path} is no probe file: it lacks "format": "{FORMAT}"; \'twoclock probe\' writes them')
+    if found.get("version") != VERSION:
+        raise DataError(
+            f"the probe file {path} has version {found.get('version')!r}; this twoclock reads version {VERSION}: "
+            "probe the run again"
+        )
+    problems = [
+        f"'{name}' is missing or no {kind.__name__}"
+        for name, kind in (("run", str), ("round", int), ("digest", str), ("at", float), ("results", dict))
+        if not isinstance(found.get(name), kind)
+    ]
+    strange = [name for name in found.get("results") or () if name not in PROBES]
+    problems += [f"unknown probe '{name}'" for name in strange]
+    if problems:
+        raise DataError(f"the probe file {path} is damaged: {'; '.join(problems)}; probe the run again")
+    return found
+
+
+def interval_of(plain: Mapping[str, Any] | None) -> Interval:
+    """An interval from its plain form; None, and ends that JSON has no number for, are unknown."""
+    if plain is None:
+        return Interval(math.nan, math.nan, math.nan, 0)
+
+    def number(name: str) -> float:
+        value = plain.get(name)
+        return math.nan if value is None else float(value)
+
+    return Interval(
+        number("estimate"),
+        number("low"),
+        number("high"),
+        int(plain.get("n", 0)),
+        float(plain.get("level", 0.95)),
+        str(plain.get("method", "")),
+        int(plain.get("seeds", 1)),
+    )

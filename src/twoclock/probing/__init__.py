@@ -1,0 +1,8 @@
+"""Probes of a run: drift, retention, plasticity, out of distribution, decomposition. A probe never changes its run."""
+
+from __future__ import annotations
+
+from twoclock.probing.driver import fingerprint, probe_run
+from twoclock.probing.settings import Estimate, ProbeSettings
+
+__all__ = ["Estimate", "ProbeSettings", "fingerprint", "probe_run"]

@@ -1,0 +1,129 @@
+"""What every probe works with: one run opened to read, its live states, a metered policy, and the run's own speeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from twoclock.bench import grade_rollouts
+from twoclock.build import Session
+from twoclock.contracts import Policy, Task
+from twoclock.evaluation import Cell, Evaluator, conditioning_of
+from twoclock.probing.meter import Meter
+from twoclock.probing.settings import Estimate, ProbeSettings
+from twoclock.seeding import child_seed
+from twoclock.store import RunStore
+from twoclock.types import Conditioning, Evaluation, Group, Item, Request, Snapshot, Timescale
+
+__all__ = ["ProbeContext"]
+
+
+class ProbeContext:
+    """A run as the probes see it. Nothing here can write: the store is open for reading."""
+
+    def __init__(self, session: Session, settings: ProbeSettings, progress: Callable[[str], None]) -> None:
+        self.session, self.settings, self.say = session, settings, progress
+        self.parts = session.parts
+        self.store: RunStore = session.store
+        self.head: Snapshot = self.store.head()
+        self.meter = Meter(settings.budget)
+
+    @cached_property
+    def policy(self) -> Policy:
+        """Loaded when something first asks for it: the recorded figures need no model."""
+        return self.meter.attach(self.session.policy)
+
+    @cached_property
+    def states(self) -> dict[str, Any]:
+        return self.states_at(self.head)
+
+    def states_at(self, snapshot: Snapshot) -> dict[str, Any]:
+        """Each channel's state in a snapshot."""
+        return {n: c.load(self.store.get_blob(snapshot.states[n])) for n, c in self.parts.channels.items()}
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """The run's own, on as many held-out items as asked for."""
+        settings = self.parts.evaluation
+        if self.settings.items is not None:
+            settings = replace(settings, heldout_items=self.settings.items)
+        return Evaluator(self.policy, self.parts.tasks, settings, self.parts.sampling, self.parts.seed)
+
+    @property
+    def phases(self) -> list[str]:
+        """The task of each phase."""
+        return [phase.task for phase in self.parts.stream.phases]
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks asked for, or those of the stream."""
+        return list(self.settings.tasks) or list(dict.fromkeys(self.phases))
+
+    @property
+    def begun(self) -> list[str]:
+        """The tasks that the run has trained on, in order."""
+        return list(dict.fromkeys(row.task for row in self.store.rounds()))
+
+    @property
+    def seed(self) -> int:
+        return self.settings.seeds[0]
+
+    @property
+    def slow(self) -> list[str]:
+        """The names of the slow channels."""
+        return [n for n, c in self.parts.channels.items() if c.timescale is Timescale.SLOW]
+
+    def conditioning(self, task: str, cell: Cell, states: Mapping[str, Any] | None = None) -> Conditioning:
+        return conditioning_of(self.parts.channels, states or self.states, task, cell)
+
+    # ---------------------------------------------------------------------------------------------------------- rolling
+
+    def roll(
+        self,
+        task: Task,
+        items: Sequence[Item],
+        conditioning: Conditioning,
+        *,
+        purpose: str,
+        samples: int | None = None,
+    ) -> tuple[Group, ...]:
+        """Sampled and graded; the seeds follow from the purpose, the item and the sample, not from the conditioning:
+        common random numbers for what is compared under one purpose."""
+        count = samples or self.settings.samples
+        requests = [
+            Request(
+                prompt=item.prompt,
+                conditioning=conditioning,
+                seeds=tuple(child_seed("probe", self.seed, purpose, item.id, n) for n in range(count)),
+            )
+            for item in items
+        ]
+        return grade_rollouts(task, items, requests, self.policy.sample(requests, self.parts.sampling))
+
+    # ------------------------------------------------------------------------------------------------------------ speed
+
+    @cached_property
+    def recorded(self) -> list[Evaluation]:
+        return self.store.evaluations()
+
+    @cached_property
+    def speed(self) -> tuple[float, float | None]:
+        """(tokens, seconds) a rollout of one sample, as the run's evaluations went; seconds None where none did."""
+        timed = [e.cost for e in self.recorded if e.cost.rollouts and e.cost.seconds]
+        rollouts = sum(cost.rollouts for cost in timed)
+        if not rollouts:
+            return 0.0, None
+        return sum(cost.tokens for cost in timed) / rollouts, math.fsum(cost.seconds for cost in timed) / rollouts
+
+    def estimate(self, rollouts: int, *, passes: int = 0) -> Estimate:
+        """Of so many rollouts, and so many readings of a prompt with its completion beside them."""
+        tokens, seconds = self.speed
+        work = rollouts + passes
+        return Estimate(
+            rollouts=rollouts,
+            tokens=round(work * tokens),
+            seconds=0.0 if work == 0 else None if seconds is None else work * seconds,
+        )

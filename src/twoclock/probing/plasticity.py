@@ -1,0 +1,227 @@
+"""How well the weights still learn: one task, trained from the live slow state and from the base, on the same budget.
+
+Each arm is a run of its own, in a temporary folder, with the probed run's configuration and the probe task as its whole
+stream: the same channels, allocator, gates and seeds. Only the slow channels' first states differ. A drift budget holds
+both arms to the same distance from the base, so a live state that has used much of it has less left: how many
+proposals were rejected stands beside the ratio.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twoclock.build import Session, build_parts
+from twoclock.config import RunConfig, from_plain
+from twoclock.contracts import Channel
+from twoclock.measure import LearningCurve, Spent, learning_curve, plasticity_ratio
+from twoclock.probing.context import ProbeContext
+from twoclock.probing.meter import OutOfBudgetError
+from twoclock.probing.settings import Estimate
+from twoclock.store import RunStore
+from twoclock.types import Budget, Conditioning, Declined, Evidence, PolicyCard, Proposal
+
+__all__ = ["estimate", "measure", "obstacle"]
+
+MOST_ROUNDS = 12
+ARMS = ("live", "base")
+
+
+class Begun:
+    """A slow channel that begins from a given state: in all else the channel that it stands for."""
+
+    def __init__(self, channel: Channel[Any], state: Any) -> None:
+        self._channel, self._state = channel, state
+        self.name, self.timescale = channel.name, channel.timescale
+
+    def init(self, card: PolicyCard, seed: int) -> Any:
+        return self._state
+
+    def propose(
+        self, bench: Any, state: Any, evidence: Evidence, budget: Budget, seed: int
+    ) -> Proposal[Any] | Declined:
+        return self._channel.propose(bench, state, evidence, budget, seed)
+
+    def condition(self, state: Any, task: str) -> Conditioning:
+        return self._channel.condition(state, task)
+
+    def dump(self, state: Any) -> bytes:
+        return self._channel.dump(state)
+
+    def load(self, blob: bytes) -> Any:
+        return self._channel.load(blob)
+
+
+def probe_task(context: ProbeContext) -> str | None:
+    """The task asked for, else the first one that the run has and no phase trains on."""
+    asked = [task for task in context.settings.tasks if task in context.parts.tasks]
+    free = [name for name in context.parts.tasks if name not in context.phases]
+    return next(iter([*[t for t in asked if t in free], *asked] if asked else free), None)
+
+
+def obstacle(context: ProbeContext) -> str | None:
+    if not context.slow:
+        return "the run has no slow channel: its weights are the base's, and learn as the base does"
+    task = context.phases[0]
+    if context.conditioning(task, ("live", "none")).is_identity:
+        return "the live weights are the base's: nothing that could have been lost has been written to them"
+    if probe_task(context) is None:
+        return (
+            "the run has trained on every task that it has; add one that it has not, such as --set "
+            "tasks.fresh.source=family --set tasks.fresh.family=lookup, or name one with --task to see how it learns "
+            "that again"
+        )
+    return None
+
+
+def estimate(context: ProbeContext) -> Estimate:
+    task = probe_task(context)
+    assert task is not None
+    rounds, points = _spans(context)
+    settings, evaluation = context.parts.rollouts, context.parts.evaluation
+    heldout = min(_heldout(context), len(context.parts.tasks[task].split("heldout"))) * evaluation.samples
+    own = sum(entry.cost.rollouts for entry in context.store.entries())
+    per_round = settings.items * settings.per_item + own / max(len(context.store.rounds()), 1)
+    one = round(rounds * per_round) + (points + 2) * heldout
+    total = context.estimate(len(ARMS) * len(context.settings.seeds) * one)
+    timed = [row.metrics["round_s"] - row.metrics.get("measure_s", 0.0) for row in context.store.rounds()
+             if "round_s" in row.metrics]  # fmt: skip
+    if timed and total.seconds is not None:
+        arms = len(ARMS) * len(context.settings.seeds)
+        measured = context.estimate(arms * (points + 2) * heldout).seconds or 0.0
+        training = arms * rounds * sum(timed) / len(timed)
+        total = Estimate(rollouts=total.rollouts, tokens=total.tokens, seconds=training + measured)
+    return total
+
+
+def _heldout(context: ProbeContext) -> int:
+    return context.settings.items or context.parts.evaluation.heldout_items
+
+
+def _spans(context: ProbeContext) -> tuple[int, int]:
+    """(rounds, evaluations on the way)."""
+    shortest = min(phase.rounds for phase in context.parts.stream.phases)
+    rounds = context.settings.rounds or min(shortest, MOST_ROUNDS)
+    return rounds, min(context.settings.points, rounds)
+
+
+def measure(context: ProbeContext) -> dict[str, Any]:
+    """The ratio with its interval over seeds, both arms' curves, dead groups and rejections; see ``docs/probes.md``."""
+    task = probe_task(context)
+    assert task is not None
+    curves: dict[str, list[LearningCurve]] = {arm: [] for arm in ARMS}
+    rejected: dict[str, int] = dict.fromkeys(ARMS, 0)
+    proposed: dict[str, int] = dict.fromkeys(ARMS, 0)
+    stopped = None
+    for seed in context.settings.seeds:
+        pair: dict[str, LearningCurve] = {}
+        try:
+            for arm in ARMS:
+                context.say(f"plasticity: training {task} from {arm}, seed {seed}")
+                pair[arm], counts = _arm(context, task, seed, arm)
+                proposed[arm] += counts[0]
+                rejected[arm] += counts[1]
+        except OutOfBudgetError as error:
+            stopped = f"{len(curves['base'])} of {len(context.settings.seeds)} seeds were trained: {error}"
+            break
+        for arm, curve in pair.items():
+            curves[arm].append(curve)
+    rounds, _ = _spans(context)
+    result: dict[str, Any] = {
+        "task": task,
+        "trained_before": task in context.begun,
+        "rounds": rounds,
+        "seeds": [curve.seed for curve in curves["base"]],
+        "curves": [_plain(curve) for arm in ARMS for curve in curves[arm]],
+        "proposed": proposed,
+        "rejected": rejected,
+        "stopped": stopped,
+        "ratio": None,
+    }
+    return {**result, **_ratio(curves)} if curves["base"] else result
+
+
+def _ratio(curves: dict[str, list[LearningCurve]]) -> dict[str, Any]:
+    # Arms may differ in what their fast channels' trials took, so all are compared up to where the shortest one ends.
+    end = min(float(curve.along("rollouts")[-1]) for arm in ARMS for curve in curves[arm])
+    found = plasticity_ratio(curves["live"], curves["base"], axis="rollouts", budget=end)
+    named = ("ratio", "area", "area_against", "first", "first_against", "dead_groups", "dead_groups_against")
+    return {
+        "axis": found.axis,
+        "budget": found.budget,
+        **{name: getattr(found, name).as_dict() for name in named},
+        "is_loss": found.is_loss,
+        "may_be_exploration": found.may_be_exploration,
+    }
+
+
+def _plain(curve: LearningCurve) -> dict[str, Any]:
+    return {
+        "start": curve.start,
+        "seed": curve.seed,
+        "dead_groups": curve.dead_groups,
+        "points": [
+            {"problems": p.problems, "rollouts": p.rollouts, "tokens": p.tokens, "score": p.score, "n": p.n}
+            for p in curve.points
+        ],
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------- one arm
+
+
+def _arm(context: ProbeContext, task: str, seed: int, arm: str) -> tuple[LearningCurve, tuple[int, int]]:
+    """One training run in a folder that is thrown away: its curve, and (proposals, rejections) of its slow channels."""
+    config = _config(context, task, seed)
+    with tempfile.TemporaryDirectory(prefix="twoclock-probe-") as folder:
+        parts = build_parts(config)
+        if arm == "live":
+            for name in context.slow:
+                parts.channels[name] = Begun(parts.channels[name], context.states[name])
+        store = RunStore.create(Path(folder) / "arm", config=config.plain(), environment={})
+        with store:
+            session = Session(store, parts)
+            session.__dict__["policy"] = context.policy
+            loop = session.loop()
+            loop.begin()
+            loop.run()
+            curve = learning_curve(store.evaluations(), _spent(store), task, start=arm, seed=seed)
+            offers = [e for e in store.entries() if e.timescale == "slow" and e.action in ("commit", "reject")]
+    return curve, (len(offers), sum(e.action == "reject" for e in offers))
+
+
+def _config(context: ProbeContext, task: str, seed: int) -> RunConfig:
+    """The run's configuration with the probe task as its stream, in as many phases as there are points: the loop
+    evaluates at the end of each."""
+    rounds, points = _spans(context)
+    ends = [rounds * (i + 1) // points for i in range(points)]
+    plain = context.parts.config.plain()
+    plain["stream"] = [{"task": task, "rounds": b - a} for a, b in zip([0, *ends], ends, strict=False)]
+    plain["run"] = {**plain["run"], "seed": seed}
+    plain["measure"] = {**plain["measure"], "heldout_items": _heldout(context), "drift_every": 0}
+    return from_plain(plain, "the configuration of the probe task")
+
+
+def _spent(store: RunStore) -> list[Spent]:
+    """What each round spent on learning: its own rollouts, and what the channels' proposals and trials took."""
+    entries = store.entries()
+
+    def of(round: int, count: Callable[[Any], int]) -> int:
+        return sum(count(entry.cost) for entry in entries if entry.round == round)
+
+    lines = []
+    for row in store.rounds():
+        items = {r.item_id for r in store.rollouts(row.round)}
+        read = int(row.metrics["prompt_tokens"] + row.metrics["completion_tokens"])
+        lines.append(
+            Spent(
+                round=row.round,
+                problems=len(items),
+                rollouts=int(row.metrics["rollouts"]) + of(row.round, lambda cost: int(cost.rollouts)),
+                tokens=read + of(row.round, lambda cost: int(cost.tokens)),
+                dead_groups=row.metrics["dead_groups"],
+            )
+        )
+    return lines

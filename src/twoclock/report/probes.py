@@ -1,0 +1,88 @@
+"""The probes on a run's page: which files stand behind it, what the template needs of them, and their figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from markupsafe import Markup
+
+from twoclock.errors import DataError
+from twoclock.probe_file import PROBES, find_probes, interval_of, read_probe
+from twoclock.report import formats
+from twoclock.report.probe_figures import PROMPTING, probe_drawings
+from twoclock.types import Snapshot
+
+__all__ = ["ProbePages", "figure_html", "read_probes"]
+
+OOD_FIGURES = (("base", "base", False), ("live", "live", False), ("change", "change", True),
+               ("did", "gap to id, live − base (DiD)", True), ("transfer", "transfer", False),
+               ("stale_live", "stale answers", False), ("unparsed_live", "unreadable", False))  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbePages:
+    """The results by probe, and of each the file that it stands in."""
+
+    results: Mapping[str, Mapping[str, Any]]
+    files: Mapping[str, Mapping[str, Any]]
+    """By probe: ``path``, ``round``, ``cost``, ``is_current``."""
+    drawings: Mapping[str, go.Figure]
+    not_probed: Mapping[str, str]
+    """Why a probe has no results, where the newest file says so."""
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """What the template asks for."""
+        return {
+            "results": self.results,
+            "files": self.files,
+            "not_probed": self.not_probed,
+            "prompting": PROMPTING,
+            "ood_figures": OOD_FIGURES,
+        }
+
+
+def read_probes(run: Path, head: Snapshot, given: Sequence[Path] | None) -> ProbePages:
+    """The last results of each probe: of the files given, or where there are None of those found beside the run.
+
+    DataError for a given file that is no probe, or that lacks what its probe must have."""
+    paths = list(find_probes(run) if given is None else given)
+    results: dict[str, Mapping[str, Any]] = {}
+    files: dict[str, Mapping[str, Any]] = {}
+    missing: dict[str, str] = {}
+    for path in paths:
+        found = read_probe(path)
+        for name, result in found["results"].items():
+            results[name] = result
+            missing.pop(name, None)
+            files[name] = {
+                "path": str(path),
+                "round": found["round"],
+                "cost": found.get("cost") or {},
+                "is_current": found.get("states") == dict(head.states),
+            }
+        missing |= {n: why for n, why in (found.get("not_probed") or {}).items() if n not in results}
+    try:
+        drawings = probe_drawings(results)
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        raise DataError(
+            f"a probe file lacks what the page shows ({type(problem).__name__}: {problem}): "
+            f"{', '.join(map(str, paths))}; probe the run again"
+        ) from None
+    ordered = {name: results[name] for name in PROBES if name in results}
+    return ProbePages(results=ordered, files=files, drawings=drawings, not_probed=missing)
+
+
+def figure_html(plain: Mapping[str, Any] | None, digits: int = 2, *, sign: bool = False, n: bool = True) -> Markup:
+    """A figure of a probe's file in HTML, with its n, and its seeds where training runs were counted."""
+    value = interval_of(plain)
+    if not value.is_known:
+        return Markup('<span class="none">–</span>')
+    if value.method in ("identical", "exact"):
+        return Markup('<span class="none">0 exactly</span>')
+    seeds = Markup(' <span class="n">{} seeds</span>').format(value.seeds) if value.seeds > 1 and n else Markup("")
+    return formats.interval(value, digits, sign=sign, n=n) + seeds

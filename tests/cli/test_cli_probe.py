@@ -1,0 +1,330 @@
+"""``probe`` and ``check`` as a user meets them: a run that is only read, budgets, bad arguments, exit codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_bench import CONFIG, Model, call, well, write_data
+
+from twoclock.probe_file import FORMAT, find_probes, read_probe
+from twoclock.probing import fingerprint
+from twoclock.store import RunStore
+
+KEYS = {
+    "format", "version", "run", "name", "model", "round", "rounds_run", "rounds_planned", "states", "digest", "at",
+    "settings", "estimate", "budget", "cost", "stopped", "not_probed", "run_unchanged", "results",
+}  # fmt: skip
+
+
+def as_json(*words: Any) -> Any:
+    return json.loads(well(*words, "--json").stdout)
+
+
+# ------------------------------------------------------------------------------------------------------ the run is left
+
+
+def test_a_probe_changes_nothing_in_the_run(run: Path) -> None:
+    with RunStore.open(run) as store:
+        digest = store.digest()
+    before = fingerprint(run)
+    files = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and not p.name.endswith(("-shm", "-wal"))}
+    found = as_json("probe", run, "--items", 6)
+    assert found["run_unchanged"] is True
+    assert found["cost"]["rollouts"] > 0
+    assert fingerprint(run) == before
+    assert {p: p.read_bytes() for p in files} == files
+    with RunStore.open(run) as store:
+        assert store.digest() == digest == found["digest"]
+
+
+def test_a_fingerprint_sees_any_change(run: Path) -> None:
+    before = fingerprint(run)
+    (run / "note.txt").write_text("x")
+    assert fingerprint(run) != before
+    (run / "note.txt").unlink()
+    assert fingerprint(run) == before
+    with RunStore.open(run, write=True) as store:
+        store.append_rollback(0, reason="a test")
+    assert fingerprint(run) != before
+
+
+def test_a_run_in_progress_can_be_probed(run: Path) -> None:
+    with RunStore.open(run, write=True):
+        found = as_json("probe", run, "--retention", "--items", 4)
+    assert found["run_unchanged"] is True
+    assert found["results"]["retention"]["finished_phases"] == 2
+
+
+def test_a_run_that_goes_on_meanwhile_is_said_to(run: Path, model: Model) -> None:
+    def interfere(call: int) -> None:
+        if call == 1:
+            (run / "written-by-another.txt").write_text("x")
+
+    model.before = interfere
+    done = well("probe", run, "--retention", "--items", 4)
+    assert "another process wrote to the run meanwhile" in done.stdout
+
+
+def test_results_go_beside_the_run_and_never_into_it(run: Path) -> None:
+    done = well("probe", run, "--retention", "--items", 4)
+    file = run.parent / "run-probes" / "retention-round-5.json"
+    assert f"results: {file}" in done.stdout
+    assert find_probes(run) == [file]
+    for option in ("--out", "--html"):
+        refused = call("probe", run, "--retention", option, run / "x.json")
+        assert refused.exit_code == 2
+        assert "leaves alone" in refused.stderr
+
+
+# -------------------------------------------------------------------------------------------------------------- content
+
+
+def test_the_documented_keys_are_there(run: Path) -> None:
+    found = as_json("probe", run, "--items", 6)
+    assert set(found) == KEYS
+    assert (found["format"], found["version"], found["round"]) == (FORMAT, 1, 5)
+    assert set(found["results"]) == {"retention", "ood", "decomposition"}
+    assert set(found["not_probed"]) == {"drift", "plasticity"}
+    assert "no log-probabilities" in found["not_probed"]["drift"]
+    assert "no slow channel" in found["not_probed"]["plasticity"]
+    assert set(found["results"]["retention"]) == {
+        "matrix", "phases", "summary", "worst_case", "finished_phases", "planned_phases", "is_current", "items",
+        "base_forgetting", "suites", "stopped",
+    }  # fmt: skip
+    intervals = list(_intervals(found["results"]))
+    assert len(intervals) > 20
+    for interval in intervals:
+        assert {"estimate", "low", "high", "n", "level", "method", "seeds"} <= set(interval)
+
+
+def _intervals(value: Any) -> Any:
+    if isinstance(value, dict):
+        if "estimate" in value:
+            yield value
+        for part in value.values():
+            yield from _intervals(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _intervals(part)
+
+
+def test_every_figure_carries_its_interval_and_its_count(run: Path) -> None:
+    text = well("probe", run, "--decomposition", "--retention", "--items", 6).stdout
+    assert "[" in text
+    rows = [line for line in text.splitlines() if line.strip().startswith(("base weights", "phase 1", "forgetting"))]
+    assert rows
+    assert all("n=" in row or "0 exactly" in row for row in rows)
+
+
+def test_cost_comes_first(run: Path) -> None:
+    done = well("probe", run, "--retention", "--items", 6)
+    lines = done.stderr.splitlines()
+    costs = [i for i, line in enumerate(lines) if line.startswith("cost of")]
+    steps = [i for i, line in enumerate(lines) if line.startswith("retention:")]
+    assert costs
+    assert max(costs) < min(steps)
+    assert "cost: 24 rollouts" in done.stdout  # 2 phases × (again, now) × 6 items
+    assert "about 24 rollouts" in done.stderr
+
+
+def test_a_suite_that_no_phase_trains_on_tells_base_forgetting(run: Path, tmp_path: Path) -> None:
+    words = ["--set", "tasks.other.source=jsonl", "--set", f"tasks.other.path='{_suite(tmp_path)}'"]
+    found = as_json("probe", run, "--retention", "--items", 20, *words)["results"]["retention"]
+    assert [suite["task"] for suite in found["suites"]] == ["other"]
+    # No prompt is learned for it: base and live are one system on the same random numbers, the null that must come out.
+    assert found["base_forgetting"]["estimate"] == 0.0
+    with RunStore.open(run) as store:
+        assert "other" not in store.config["tasks"]
+
+
+def _suite(folder: Path) -> Path:
+    path = folder / "other.jsonl"
+    path.write_text(
+        "".join(json.dumps({"prompt": f"Double {n}", "answer": str(2 * n)}) + "\n" for n in range(500, 620))
+    )
+    return path
+
+
+# --------------------------------------------------------------------------------------------------------------- budget
+
+
+@pytest.mark.parametrize("budget", [0, 5, 13, 20])
+def test_a_budget_is_never_passed(run: Path, budget: int) -> None:
+    found = as_json("probe", run, "--retention", "--decomposition", "--items", 6, "--budget", budget)
+    assert found["cost"]["rollouts"] <= budget
+    assert "retention" in found["stopped"]
+    retention = found["results"]["retention"]
+    assert len(retention["items"]) == budget // 12
+    assert retention["matrix"]["rows"]
+    assert "budget ran out" in well("probe", run, "--retention", "--items", 6, "--budget", budget).stdout
+
+
+def test_a_budget_that_suffices_changes_nothing(run: Path) -> None:
+    free = as_json("probe", run, "--retention", "--items", 6)
+    held = as_json("probe", run, "--retention", "--items", 6, "--budget", 24)
+    assert held["results"] == free["results"]
+    assert held["stopped"] == {}
+
+
+def test_what_is_recorded_needs_no_model(run: Path, model: Model) -> None:
+    done = well("probe", run, "--retention", "--budget", 0)
+    assert "forgetting (loss is positive)" in done.stdout
+    assert not any(policy.calls for policy in model.policies)
+
+
+# ------------------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--task", "dubble"], "did you mean 'double'"),
+        (["--items", "1"], "items = 1: expected at least 2"),
+        (["--budget", "-1"], "budget = -1: expected at least 0"),
+        (["--seeds", "a"], "--seeds takes whole numbers"),
+        (["--seeds", "1,1"], "seeds has one twice"),
+        (["--seeds", ","], "seeds names no seed"),
+        (["--set", "rollouts.items=3"], "only new tasks can be added"),
+        (["--set", "tasks.double.path=x"], "changes task 'double'"),
+        (["--variant-file", "x.jsonl"], "VARIANT=FILE"),
+        (["--variant-file", "n-1=x.jsonl"], "name it with --task"),
+        (["--drift"], "no drift: the policy"),
+        (["--plasticity", "--drift"], "no plasticity: the run has no slow channel"),
+    ],
+)
+def test_mistakes_are_said_and_cost_nothing(run: Path, words: list[str], text: str) -> None:
+    done = call("probe", run, *words)
+    assert done.exit_code == 2
+    assert text in " ".join(done.stderr.split())
+    assert not (run.parent / "run-probes").exists()
+
+
+def test_no_run_is_said(tmp_path: Path) -> None:
+    assert call("probe", tmp_path / "nothing").exit_code == 4
+    assert call("check", tmp_path / "nothing", "--max-drift", 1).exit_code == 4
+
+
+def test_a_remote_policy_is_probed_for_what_it_can_show(tmp_path: Path, model: Model) -> None:
+    text = CONFIG + '\n[model]\nendpoint = "http://localhost:9/v1"\nname = "served"\n'
+    config = write_data(tmp_path, text)
+    well("run", config, "--out", tmp_path / "remote", "--no-eval")
+    found = as_json("probe", tmp_path / "remote", "--items", 4)
+    assert "behind an endpoint" in found["not_probed"]["drift"]
+    assert set(found["results"]) == {"retention", "ood", "decomposition"}
+
+
+# ---------------------------------------------------------------------------------------------------------------- check
+
+
+def test_check_passes_fails_and_says_undecided(run: Path) -> None:
+    good = well("check", run, "--max-forgetting", 0.2)
+    assert "within: forgetting F" in good.stdout
+    assert "passed" in good.stdout
+    worse = call("check", run, "--min-retention", 0.99)
+    assert worse.exit_code in (0, 10)
+    low = call("check", run, "--min-retention", 0.1)
+    assert low.exit_code == 0
+    beyond = call("check", run, "--max-forgetting", -0.9)
+    assert beyond.exit_code == 10
+    assert "beyond: forgetting F" in beyond.stdout
+
+
+def test_check_of_what_is_not_decided(run: Path) -> None:
+    score = as_json("check", run, "--min-retention", 0.5)["limits"][0]["value"]["estimate"]
+    loose = call("check", run, "--min-retention", score)
+    assert loose.exit_code == 0
+    assert "not decided" in loose.stderr
+    assert call("check", run, "--min-retention", score, "--strict").exit_code == 11
+    plain = json.loads(call("check", run, "--min-retention", score, "--strict", "--json").stdout)
+    assert (plain["passed"], plain["exit_code"], plain["limits"][0]["verdict"]) == (False, 11, "undecided")
+
+
+def test_check_of_what_was_never_measured_does_not_pass(run: Path) -> None:
+    done = call("check", run, "--max-drift", 0.1)
+    assert done.exit_code == 11
+    assert "twoclock probe" in done.stdout
+    assert call("check", run, "--max-forgetting", -0.9, "--max-drift", 0.1).exit_code == 10
+
+
+def test_check_after_a_rollback_does_not_take_other_states_figures(run: Path) -> None:
+    well("check", run, "--max-forgetting", 0.5)
+    well("rollback", run, 3)
+    done = call("check", run, "--max-forgetting", 0.5)
+    assert done.exit_code == 11
+    assert "not of the states that are live now" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], "no limit is given"),
+        (["--max-drift", "-1"], "a divergence is not negative"),
+        (["--max-drift", "nan"], "expected a finite number"),
+        (["--max-forgetting", "5"], "between -1 and 1"),
+        (["--min-retention", "68"], "a score lies between 0 and 1"),
+        (["--max-drift", "0.1", "--probe-file", "nothing.json"], "no probe file nothing.json"),
+    ],
+)
+def test_mistakes_in_limits(run: Path, words: list[str], text: str) -> None:
+    done = call("check", run, *words)
+    assert done.exit_code == 2
+    assert text in " ".join(done.stderr.split())
+
+
+def test_check_takes_a_probes_figures_and_refuses_another_runs(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "probe.json"
+    well("probe", run, "--retention", "--items", 6, "--out", file)
+    done = as_json("check", run, "--max-forgetting", 0.5, "--probe-file", file)
+    assert done["limits"][0]["source"] == str(file)
+    assert done["limits"][0]["verdict"] == "within"
+    found = read_probe(file)
+    found["results"]["retention"]["summary"]["forgetting"] |= {"estimate": 0.6, "low": 0.55, "high": 0.65}
+    file.write_text(json.dumps(found))
+    assert call("check", run, "--max-forgetting", 0.5, "--probe-file", file).exit_code == 10
+    well("rollback", run, 0)
+    stale = call("check", run, "--max-forgetting", 0.5, "--probe-file", file)
+    assert stale.exit_code == 2
+    assert "not those that are live" in " ".join(stale.stderr.split())
+
+
+def test_check_changes_nothing(run: Path) -> None:
+    before = fingerprint(run)
+    call("check", run, "--max-forgetting", 0.1, "--max-drift", 0.1, "--min-retention", 0.5)
+    assert fingerprint(run) == before
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"format": "twoclock-probe", "version": 7}', '{"format": "twoclock-probe"']
+)
+def test_damaged_probe_files(run: Path, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "bad.json"
+    file.write_text(text)
+    assert call("check", run, "--max-drift", 1, "--probe-file", file).exit_code == 2
+    assert call("report", run, "--probe-file", file).exit_code == 2
+    shutil.copytree(run, tmp_path / "copy")
+    (tmp_path / "copy-probes").mkdir()
+    shutil.copy(file, tmp_path / "copy-probes" / "bad.json")
+    well("report", tmp_path / "copy")  # found, not given: left out
+
+
+# ----------------------------------------------------------------------------------------------------------------- eval
+
+
+def test_eval_says_how_many_items_a_difference_takes(run: Path) -> None:
+    power = as_json("eval", run)["tasks"]["double"]["power"]
+    assert power["items"] == 20
+    assert power["discordance_measured"] is True
+    assert 0 < power["detectable"] < 1
+    paired = {line["delta"]: line["paired"] for line in power["table"]}
+    assert paired[0.02] > paired[0.05] > paired[0.1] > 0
+    text = well("eval", run).stdout
+    assert "these 20 items show a difference of" in text
+    assert "items to see a difference of" in text
+    well("rollback", run, 0)
+    same = as_json("eval", run)["tasks"]["double"]["power"]
+    assert (same["discordance"], same["discordance_measured"]) == (0.2, False)
+    assert "taking 20% of the items to differ" in well("eval", run).stdout
