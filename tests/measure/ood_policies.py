@@ -8,7 +8,8 @@ from typing import Any
 
 from twoclock.seeding import child_rng
 from twoclock.tasks.library import FAMILIES
-from twoclock.tasks.variants import VariantSuite, VariantTask
+from twoclock.tasks.variants import VariantSuite
+from twoclock.tasks.variants_task import VariantTask
 from twoclock.types import Completion, Group, Item, Rollout
 
 Policy = Callable[[Item, str, Random], str]

@@ -56,7 +56,7 @@ def test_a_system_that_learned_nothing_has_no_difference_at_all(
     assert task["same_system"] is True
     for split in task["report"]["splits"].values():
         assert split["figures"]["change"]["estimate"] == 0.0
-    assert task["report"]["verdict"] not in ("generalises", "template specialised")
+    assert task["report"]["verdict"] == "no_gain"
 
 
 def test_what_is_seen_is_what_was_rolled_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ def test_the_newest_results_of_each_probe_are_shown(summed: Path, tmp_path: Path
 
 def test_a_page_says_when_other_states_were_probed(summed: Path, tmp_path: Path) -> None:
     assert call("probe", summed, "--retention").exit_code == 0
-    assert call("rollback", summed, 1).exit_code == 0
+    assert call("rollback", summed, 0).exit_code == 0
     assert call("report", summed, "--out", tmp_path / "p.html").exit_code == 0
     assert "are others than those that were probed" in (tmp_path / "p.html").read_text(encoding="utf-8")
 

@@ -99,7 +99,7 @@ def test_each_conditioning_is_labelled(drift: Any) -> None:
     records = drift["results"]["drift"]["records"]
     assert {r["prompts"] for r in records} == {"general", "task:largest", "task:smallest"}
     assert {r["prompting"] for r in records} == {"none", "both", "live"}
-    deployed, weights = (record(drift, "task:smallest", p)["live_base"]["per_token"] for p in ("live", "none"))
+    deployed, weights = (record(drift, "task:largest", p)["live_base"]["per_token"] for p in ("live", "none"))
     assert deployed["estimate"] != weights["estimate"]
     assert drift["results"]["drift"]["temperature"] == 1.0
 
@@ -133,7 +133,7 @@ def test_drift_is_held_to_a_limit(finished: Path, drift: Any) -> None:
 
 def test_plasticity_trains_both_arms_alike_and_leaves_the_run_alone(run: Path) -> None:
     before = fingerprint(run)
-    found = probed(run, "--plasticity", "--seeds", "0,1", "--rounds", 2, "--points", 2, "--items", 6)
+    found = probed(run, "--plasticity", "--seeds", "0,1", "--rounds", 2, "--items", 6)
     assert fingerprint(run) == before
     assert found["run_unchanged"] is True
     result = found["results"]["plasticity"]

@@ -19,10 +19,10 @@ from twoclock.tasks import FAMILIES, build_task
 from twoclock.tasks.parametric import PARAMETRIC
 from twoclock.tasks.rg_source import check_source, config_defaults
 from twoclock.tasks.text import normalised
-from twoclock.tasks.variants import VARIANTS, VariantSuite, build_variants
+from twoclock.tasks.variants import VariantSuite, build_variants
 from twoclock.tasks.variants_base import check_disjoint
 from twoclock.tasks.variants_gym import SIZES
-from twoclock.tasks.variants_task import VariantItem
+from twoclock.tasks.variants_task import VARIANTS, VariantItem
 from twoclock.types import Completion, Grade, Group, Item, Rollout
 
 SIZE = {"train": 200, "trial": 20, "heldout": 40}

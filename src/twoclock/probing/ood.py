@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from twoclock.errors import ConfigError, DataError
+from twoclock.errors import ConfigError, DataError, MissingExtraError
 from twoclock.measure.ood import probe
 from twoclock.probing.context import ProbeContext
 from twoclock.probing.meter import OutOfBudgetError
@@ -29,7 +29,7 @@ def obstacle(context: ProbeContext) -> str | None:
 def _problem(context: ProbeContext, task: str) -> str | None:
     try:
         suite_of(context, task)
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, MissingExtraError) as error:
         return str(error)
     return None
 

@@ -21,6 +21,7 @@ from twoclock.probing.context import ProbeContext
 from twoclock.probing.meter import OutOfBudgetError
 from twoclock.probing.settings import Estimate
 from twoclock.store import RunStore
+from twoclock.tasks import Stream
 from twoclock.types import Budget, Conditioning, Declined, Evidence, PolicyCard, Proposal
 
 __all__ = ["estimate", "measure", "obstacle"]
@@ -177,6 +178,9 @@ def _arm(context: ProbeContext, task: str, seed: int, arm: str) -> tuple[Learnin
     config = _config(context, task, seed)
     with tempfile.TemporaryDirectory(prefix="twoclock-probe-") as folder:
         parts = build_parts(config)
+        # The run's own tasks: another seed would split them otherwise, and let what was trained on into the held-out.
+        parts.tasks = context.parts.tasks
+        parts.stream = Stream([(phase.task, phase.rounds) for phase in config.stream], parts.tasks)
         if arm == "live":
             for name in context.slow:
                 parts.channels[name] = Begun(parts.channels[name], context.states[name])

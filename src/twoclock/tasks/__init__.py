@@ -13,7 +13,8 @@ from twoclock.tasks.sources import SOURCES, TaskSource, VerifiedTask, build_task
 from twoclock.tasks.splits import SplitSizes
 from twoclock.tasks.streams import Stream
 from twoclock.tasks.text import EXTRACTORS
-from twoclock.tasks.variants import VARIANTS, VariantSuite, VariantTask, build_variants
+from twoclock.tasks.variants import VariantSuite, build_variants
+from twoclock.tasks.variants_task import VARIANTS, VariantTask
 from twoclock.tasks.verifiers import Verifier
 
 __all__ = [

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 
 from twoclock.tasks.library import ORDINALS
 from twoclock.tasks.parametric_numbers import COMPARE, NEXT_NUMBER, SORT_DIGITS, sums
-from twoclock.tasks.parametric_shape import Decoy, Parametric, Removal
+from twoclock.tasks.parametric_shape import Parametric, Removal
 from twoclock.tasks.parametric_words import COUNT_LETTER, LETTER_POSITION, LOOKUP, PICK_WORD, REVERSE_WORD
 
-__all__ = ["PARAMETRIC", "Decoy", "Parametric", "Removal", "left_out"]
+__all__ = ["PARAMETRIC", "left_out"]
 
 PARAMETRIC: Mapping[str, Parametric] = {
     "mod_sum": sums(

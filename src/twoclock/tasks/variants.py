@@ -30,7 +30,7 @@ from twoclock.tasks.variants_gym import GymVariants
 from twoclock.tasks.variants_jsonl import JsonlVariants
 from twoclock.tasks.variants_task import VARIANTS, Parsed, VariantItem, VariantTask
 
-__all__ = ["COUNT", "VARIANTS", "VariantSuite", "VariantTask", "build_variants"]
+__all__ = ["COUNT", "VariantSuite", "build_variants"]
 
 COUNT = 360
 """Base items: 314 show a change of a gap of 10 points (discordance .2, 80 % power), and a tenth may tell nothing."""
