@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from cli_bench import CONFIG, Model, call, well, write_data
 
+from twoclock.measure import items_needed
 from twoclock.probe_file import FORMAT, find_probes, read_probe
 from twoclock.probing import fingerprint
 from twoclock.store import RunStore
@@ -317,8 +318,9 @@ def test_damaged_probe_files(run: Path, tmp_path: Path, text: str) -> None:
 def test_eval_says_how_many_items_a_difference_takes(run: Path) -> None:
     power = as_json("eval", run)["tasks"]["double"]["power"]
     assert power["items"] == 20
-    assert power["discordance_measured"] is True
-    assert 0 < power["detectable"] < 1
+    assert 0.2 <= power["discordance"] < 1
+    needed = items_needed(power["detectable"], max(power["discordance"], power["detectable"]))
+    assert 18 <= needed <= 20
     paired = {line["delta"]: line["paired"] for line in power["table"]}
     assert paired[0.02] > paired[0.05] > paired[0.1] > 0
     text = well("eval", run).stdout

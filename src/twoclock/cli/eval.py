@@ -38,7 +38,7 @@ def command(run: Path, as_json: bool, tasks: str | None) -> None:
         power             {items, discordance, discordance_measured,
                           detectable, table}; a line of the table is {delta,
                           paired, unpaired, gap}: items for that difference
-                          at 80 % power and 95 %, base against deployed
+                          at 80 % power and 95 %, deployed against the next
       drift               a list of {prompts, live_base, base_live: INTERVAL,
                           tokens}, nats a token; prompts is general or task:NAME
       retention.matrix    tasks (one a phase) and rows {after, round, scores:

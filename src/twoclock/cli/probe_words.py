@@ -62,28 +62,23 @@ def in_words(found: Plain) -> str:
 
 
 def _drift(result: Plain) -> str:
-    rows = [["prompts", "conditioning", "direction", "nats a token", "nats a sequence", "k1", "k2 (biased)", "k3"]]
+    exact = [["prompts", "conditioning", "direction", "nats a token", "nats a sequence"]]
+    sampled = [["prompts", "conditioning", "direction", "k1", "k2 (biased)", "k3"]]
     notes = []
     for record in result["records"]:
         for key, direction in (("live_base", "KL(live‖base)"), ("base_live", "KL(base‖live)")):
             way = record[key]
-            estimates = [figure(way["estimates"].get(k, {}).get("per_token"), 4, n=False) for k in ("k1", "k2", "k3")]
-            rows.append(
-                [
-                    record["prompts"],
-                    PROMPTING[record["prompting"]],
-                    direction,
-                    figure(way["per_token"], 4),
-                    figure(way["per_sequence"], 3, n=False),
-                    *estimates,
-                ]
-            )
+            head = [record["prompts"], PROMPTING[record["prompting"]], direction]
+            exact.append([*head, figure(way["per_token"], 4), figure(way["per_sequence"], 2)])
+            if way["estimates"]:
+                found = (way["estimates"][k] for k in ("k1", "k2", "k3"))
+                sampled.append([*head, *(figure(e["per_token"], 4, n=False) for e in found)])
             notes += sorted({e["suspect"] for e in way["estimates"].values() if e["suspect"]})
-    head = (
-        f"drift from the base, exact over the vocabulary; k1, k2, k3 from the same samples, nats a token (temperature "
-        f"{result['temperature']:g}, {result['max_new_tokens']} tokens)"
-    )
-    return "\n".join([head, table(rows), *(f"  suspect: {note}" for note in dict.fromkeys(notes))])
+    how = f"temperature {result['temperature']:g}, up to {result['max_new_tokens']} tokens"
+    lines = [f"drift from the base, exact over the vocabulary ({how})", table(exact)]
+    if len(sampled) > 1:
+        lines += ["  estimated from the same samples, nats a token (n as above)", table(sampled)]
+    return "\n".join([*lines, *(f"  suspect: {note}" for note in dict.fromkeys(notes))])
 
 
 def _retention(result: Plain) -> str:
@@ -149,7 +144,7 @@ def _ood_task(name: str, task: Plain) -> list[str]:
         split = report["splits"][variant]
         cells = [figure(split["figures"][key], signed=signed) for key, signed in SPLIT_FIGURES]
         p = split["p_holm"]
-        rows.append([variant, *cells, "–" if p is None else f"{p:.3f}"])
+        rows.append([variant, *cells, "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"])
     lines = [f"ood: {name}: {report['verdict']}", table(rows)]
     if task["same_system"]:
         lines.append("  the live system is the untouched base: every difference is 0 by construction")
@@ -169,7 +164,7 @@ def _decomposition(result: Plain) -> str:
         if task["effects"]:
             parts = (("slow", "weights"), ("fast", "prompt"), ("interaction", "only together"), ("total", "= gain"))
             shares = task["shares"] or {}
-            rows = [["", "effect", "share of the gain"]]
+            rows = [["", "effect", "share of the gain (same n)"]]
             rows += [[w, figure(task["effects"][k], signed=True), figure(shares.get(k), n=False)] for k, w in parts]
             lines.append(table(rows))
             if not shares:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["headline", "in_words", "recorded", "summarise"]
 
 USUAL_DISCORDANCE = 0.2
-"""The share of items on which two versions of a model usually differ; stands in where these two differ on none."""
+"""The share of items on which two versions of a model usually differ."""
 CLOCKS = ("rollout_s", "grade_s", "fast_s", "slow_s", "measure_s", "round_s")
 
 
@@ -64,28 +65,47 @@ def summarise(
 
 
 def _power(found: TaskTable) -> dict[str, Any] | None:
-    """How many items would show a difference between the deployed system and the base, and how small a one these do."""
-    from twoclock.measure import detectable_difference, discordance_of, items_table
+    """How many items show a difference between the deployed system and its next version, and how small a one these do.
+
+    The next version is taken to differ on as many items as base and deployed do beyond what was gained, and on no fewer
+    than versions of a model usually do: after a large gain all that differ differ one way, and tell nothing.
+    """
+    from twoclock.measure import discordance_of, items_table
 
     base, live = found.evaluations.get(("base", "none")), found.evaluations.get(("live", "learned"))
     if base is None or live is None:
         return None
     before, after = (dict(zip(e.item_ids, e.rewards, strict=True)) for e in (base, live))
     shared = [item for item in before if item in after]
-    measured = discordance_of([before[i] for i in shared], [after[i] for i in shared]) if shared else 0.0
-    discordance = measured if measured > 0 else USUAL_DISCORDANCE
-    rate = sum(before.values()) / len(before)
-    least = detectable_difference(max(len(shared), 1), discordance=discordance)
+    was, now = ([rewards[item] for item in shared] for rewards in (before, after))
+    gain = abs(math.fsum(now) - math.fsum(was)) / max(len(shared), 1)
+    churn = discordance_of(was, now) - gain if shared else 0.0
+    discordance = max(churn, USUAL_DISCORDANCE)
+    rate = math.fsum(after.values()) / len(after)
     return {
         "items": len(shared),
         "discordance": discordance,
-        "discordance_measured": measured > 0,
-        "detectable": None if least != least else least,
+        "discordance_measured": churn > USUAL_DISCORDANCE,
+        "detectable": _detectable(len(shared), discordance),
         "table": [
             {"delta": line.delta, "paired": line.paired, "unpaired": line.unpaired, "gap": line.gap}
             for line in items_table(discordance=discordance, rate=rate)
         ],
     }
+
+
+def _detectable(items: int, discordance: float) -> float | None:
+    """The smallest difference that so many items show; None for too few for any. One above the share of items that are
+    taken to differ has at least as many that do."""
+    from twoclock.measure import detectable_difference, items_needed
+
+    if items < 1:
+        return None
+    least = detectable_difference(items, discordance=discordance)
+    if not math.isnan(least):
+        return least
+    steps = (step / 200 for step in range(math.ceil(200 * discordance), 201))
+    return next((delta for delta in steps if delta > 0 and items_needed(delta, delta) <= items), None)
 
 
 def _cost(store: RunStore, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
@@ -154,7 +174,7 @@ def _power_words(power: Mapping[str, Any] | None) -> list[str]:
     if power is None:
         return []
     share = f"{power['discordance']:.0%} of the items"
-    known = f"base and deployed differ on {share}" if power["discordance_measured"] else f"taking {share} to differ"
+    known = f"{share} differ beyond the gain" if power["discordance_measured"] else f"taking {share} to differ"
     least = power["detectable"]
     shows = "no difference at all" if least is None else f"a difference of {least:.3f} or more"
     rows = [["items to see a difference of", *(f"{line['delta']:g}" for line in power["table"])]]

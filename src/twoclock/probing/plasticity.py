@@ -16,13 +16,14 @@ from typing import Any
 from twoclock.build import Session, build_parts
 from twoclock.config import RunConfig, from_plain
 from twoclock.contracts import Channel
+from twoclock.loop import Loop
 from twoclock.measure import LearningCurve, Spent, learning_curve, plasticity_ratio
 from twoclock.probing.context import ProbeContext
 from twoclock.probing.meter import OutOfBudgetError
 from twoclock.probing.settings import Estimate
 from twoclock.store import RunStore
 from twoclock.tasks import Stream
-from twoclock.types import Budget, Conditioning, Declined, Evidence, PolicyCard, Proposal
+from twoclock.types import Budget, Conditioning, Declined, Evaluation, Evidence, PolicyCard, Proposal
 
 __all__ = ["estimate", "measure", "obstacle"]
 
@@ -190,22 +191,35 @@ def _arm(context: ProbeContext, task: str, seed: int, arm: str) -> tuple[Learnin
             session.__dict__["policy"] = context.policy
             loop = session.loop()
             loop.begin()
-            loop.run()
+            for end in _ends(context):
+                loop.run(until=end)
+                if end < parts.stream.num_rounds:  # at the end of the phase the loop has evaluated
+                    store.record_evaluations(_on_the_way(loop, task, end))
             curve = learning_curve(store.evaluations(), _spent(store), task, start=arm, seed=seed)
             offers = [e for e in store.entries() if e.timescale == "slow" and e.action in ("commit", "reject")]
     return curve, (len(offers), sum(e.action == "reject" for e in offers))
 
 
 def _config(context: ProbeContext, task: str, seed: int) -> RunConfig:
-    """The run's configuration with the probe task as its stream, in as many phases as there are points: the loop
-    evaluates at the end of each."""
-    rounds, points = _spans(context)
-    ends = [rounds * (i + 1) // points for i in range(points)]
+    """The run's configuration with the probe task as its whole stream, one phase: allocators may act on a switch."""
     plain = context.parts.config.plain()
-    plain["stream"] = [{"task": task, "rounds": b - a} for a, b in zip([0, *ends], ends, strict=False)]
+    plain["stream"] = [{"task": task, "rounds": _spans(context)[0]}]
     plain["run"] = {**plain["run"], "seed": seed}
     plain["measure"] = {**plain["measure"], "heldout_items": _heldout(context), "drift_every": 0}
     return from_plain(plain, "the configuration of the probe task")
+
+
+def _ends(context: ProbeContext) -> list[int]:
+    """The rounds after which an arm is evaluated."""
+    rounds, points = _spans(context)
+    return [rounds * (i + 1) // points for i in range(points)]
+
+
+def _on_the_way(loop: Loop, task: str, round: int) -> list[Evaluation]:
+    """The deployed cell as it stands inside the phase."""
+    return loop.evaluator.cells(
+        round, loop.channels, loop.states, tasks=[task], cells=[("live", "learned")], purpose="probe"
+    )
 
 
 def _spent(store: RunStore) -> list[Spent]:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from twoclock.measure import Interval
 from twoclock.probe_file import interval_of
-from twoclock.report.drawing import BOTH, FAST, GREY, SLOW, TASK_COLOURS, blank_figure, error_bars, label
+from twoclock.report.drawing import BOTH, FAST, GREY, SLOW, TASK_COLOURS, blank_figure, error_bars, faint, label
 from twoclock.report.figures import SCALE
 from twoclock.report.formats import interval_text, number
 
@@ -73,32 +73,42 @@ def _points(
 
 
 def _drift(records: Sequence[Plain], key: str) -> go.Figure:
-    """Exact as a bar, the three estimators as marks beside it, for each prompt set and conditioning."""
-    names = [f"{label(r['prompts'].removeprefix('task:'), 16)}<br>{PROMPTING[r['prompting']]}" for r in records]
+    """Exact as a bar, the unbiased estimators as marks on it, for each prompt set and conditioning, from above."""
+    names = [f"{label(r['prompts'].removeprefix('task:'), 16)}, {PROMPTING[r['prompting']]}" for r in records]
     exact = [interval_of(record[key]["per_token"]) for record in records]
     traces: list[Any] = [
         go.Bar(
-            x=names,
-            y=[value.estimate for value in exact],
-            error_y=error_bars(exact),
-            marker={"color": SLOW},
+            y=names,
+            x=[value.estimate for value in exact],
+            orientation="h",
+            error_x=error_bars(exact, color=GREY),
+            marker={"color": faint(SLOW, 0.55)},
             name="exact",
             text=[interval_text(value, 4) + " prompts" for value in exact],
             textposition="none",
             hovertemplate="%{text}<extra>exact</extra>",
         )
     ]
-    for i, (estimator, symbol) in enumerate((("k1", "circle"), ("k2", "diamond"), ("k3", "square"))):
+    for estimator, symbol, colour in (("k1", "circle-open", TASK_COLOURS[2]), ("k3", "x-thin-open", TASK_COLOURS[1])):
         values = [interval_of(record[key]["estimates"].get(estimator, {}).get("per_token")) for record in records]
         if any(value.is_known for value in values):
-            traces.append(_points(names, values, estimator, TASK_COLOURS[i], digits=4, symbol=symbol))
+            traces.append(
+                go.Scatter(
+                    y=names,
+                    x=[value.estimate if value.is_known else None for value in values],
+                    mode="markers",
+                    marker={"symbol": symbol, "size": 9, "color": colour, "line": {"width": 2, "color": colour}},
+                    name=estimator,
+                    text=[interval_text(value, 4) for value in values],
+                    hovertemplate=f"%{{text}}<extra>{estimator}</extra>",
+                )
+            )
     return blank_figure(
         traces,
-        340,
+        110 + 30 * len(records),
         showlegend=True,
-        scattermode="group",
-        xaxis={"type": "category", "automargin": True, "showgrid": False},
-        yaxis={"title": {"text": "nats a token"}},
+        xaxis={"title": {"text": "nats a token"}, "rangemode": "tozero"},
+        yaxis={"type": "category", "autorange": "reversed", "automargin": True, "showgrid": False},
     )
 
 

@@ -19,7 +19,7 @@ from twoclock.types import Snapshot
 __all__ = ["ProbePages", "figure_html", "read_probes"]
 
 OOD_FIGURES = (("base", "base", False), ("live", "live", False), ("change", "change", True),
-               ("did", "gap to id, live − base (DiD)", True), ("transfer", "transfer", False),
+               ("did", "DiD", True), ("transfer", "transfer", False),
                ("stale_live", "stale answers", False), ("unparsed_live", "unreadable", False))  # fmt: skip
 
 
