@@ -13,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from twoclock.models.packing import Packed, pack, packed_size, side_by_side  # noqa: E402
+from twoclock.models.packing import Packed, pack, side_by_side  # noqa: E402
 from twoclock.nn.tree_attention import tree_attention, tree_attention_applies  # noqa: E402
 
 Prompts = list[list[int]]
@@ -136,12 +136,6 @@ def test_a_small_tree_by_hand() -> None:
         ([[2, 3, 4, 5]], [[0, 1]]),
         ([[3, 4]], [[2]]),
     ]
-
-
-def test_the_size_of_a_pack_is_known_before_it_is_made() -> None:
-    for seed in range(300):
-        prompts, completions = random_texts(random.Random(seed))
-        assert packed_size(prompts, completions) == len(pack(prompts, completions).tokens)
 
 
 # ----------------------------------------------------------------------------------------------- forward and backward

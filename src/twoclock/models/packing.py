@@ -21,7 +21,7 @@ import torch
 
 from twoclock.nn.tree_attention import Rectangle
 
-__all__ = ["Packed", "common_prefix", "pack", "packed_size", "side_by_side"]
+__all__ = ["Packed", "common_prefix", "pack", "side_by_side"]
 
 
 @dataclass(frozen=True)
@@ -142,13 +142,6 @@ def pack(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequen
             rows.append((stem_end, *range(start, start + len(answer) - 1)) if answer else ())
         predicted.append(tuple(rows))
     return Packed(torch.tensor(tokens), torch.tensor(positions), tuple(predicted), tuple(segments))
-
-
-def packed_size(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]) -> int:
-    """The tokens of :func:`pack`'s row."""
-    root = min(common_prefix(prompts), min(len(p) for p in prompts) - 1)
-    stems = sum(len(p) - root for p in prompts)
-    return root + stems + sum(max(len(a) - 1, 0) for answers in completions for a in answers)
 
 
 def side_by_side(trees: Sequence[Packed]) -> tuple[Packed, list[slice]]:

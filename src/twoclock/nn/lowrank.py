@@ -25,7 +25,7 @@ class LowRank:
 
 
 def low_rank_term(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
-    """scale · B A x for x [..., I]: two thin products, never the [O, I] matrix."""
+    """scale · B A x for x [..., I]: what :func:`mounted` adds, written down; the tests hold it to this."""
     return nn.functional.linear(nn.functional.linear(x, a), b) * scale
 
 
