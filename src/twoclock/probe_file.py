@@ -98,7 +98,7 @@ def interval_of(plain: Mapping[str, Any] | None) -> Interval:
 
     def number(name: str) -> float:
         value = plain.get(name)
-        return math.nan if value is None else float(value)
+        return math.nan if value is None else float(value) + 0.0  # no negative zero
 
     return Interval(
         number("estimate"),

@@ -21,6 +21,7 @@ SPLITS: tuple[SplitName, ...] = ("train", "trial", "heldout")
 SPECS: Mapping[str, dict[str, Any]] = {
     "reasoning_gym": {"family": "gcd", "size": {"train": 30, "trial": 10, "heldout": 10}},
     "family": {"family": "compare", "size": {"train": 30, "trial": 10, "heldout": 10}},
+    "grid": {"family": "flow", "size": {"train": 30, "trial": 10, "heldout": 10}},
     "jsonl": {"path": "rows.jsonl", "shares": {"train": 0.6, "trial": 0.2, "heldout": 0.2}},
 }
 

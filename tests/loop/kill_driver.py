@@ -75,7 +75,7 @@ class At(Killer):
 def _arm(point: Point) -> At:
     """An observer that dies at ``point``; for a place inside a step, something of the library is made to die there."""
     from twoclock.evaluation import Evaluator
-    from twoclock.models.engine import Engine
+    from twoclock.models.engine import _Decoding
     from twoclock.slow import lora
     from twoclock.store import blobs
     from twoclock.store.ledger import Ledger
@@ -90,7 +90,7 @@ def _arm(point: Point) -> At:
     places: dict[str, tuple[Any, str]] = {
         "measuring": (Evaluator, "drift"),
         "transaction": (Ledger, "_add_snapshot"),
-        "in the middle": (Engine, "_forward"),
+        "in the middle": (_Decoding, "_step"),
         "optimizer": (lora._Training, "_updated"),
         "drift": (Evaluator, "gate_drift"),
         "half a blob": (blobs.os, "replace"),

@@ -390,3 +390,25 @@ def test_a_step_that_errs_is_found_when_the_policy_is_made(wrong: str, monkeypat
     ends = frozenset({byte_tokenizer().eos_token_id})
     before = policy.render("hi", Conditioning())
     assert row.tokens == tuple(plain_generate(policy.model, before, 1, Sampling(max_new_tokens=6), ends)[0])
+
+
+@pytest.mark.parametrize("change", ["in place", "replaced", "the head"])
+def test_weights_that_moved_since_are_not_read_from_the_copy(change: str) -> None:
+    """The decoder has laid the weights out once: where the model's own have changed, its own modules decode."""
+    policy = make_policy("llama")
+    engine = policy._engine
+    assert engine.lean is not None
+    assert engine.lean.prepare() is not None
+    asked = [Prompted((5, 6, 7, 8), 0, (1, 2))]
+    before = engine.generate("", asked, Sampling(max_new_tokens=5))
+    linear = policy.model.lm_head if change == "the head" else policy.model.model.layers[1].mlp.up_proj
+    with torch.no_grad():
+        if change == "replaced":
+            linear.weight.data = linear.weight.data.flip(0).clone()
+        else:
+            linear.weight.copy_(linear.weight.flip(0).clone())
+    after = engine.generate("moved", asked, Sampling(max_new_tokens=5))
+    assert after != before
+    for seed, draft in zip((1, 2), after[0], strict=True):
+        expected, _ = plain_generate(policy.model, (5, 6, 7, 8), seed, Sampling(max_new_tokens=5), engine.ends)
+        assert draft.tokens == expected

@@ -473,6 +473,10 @@ def test_power_networks(question: str) -> None:
         assert {g.reward for g in task.grade(items, [i.reference or "" for i in items])} == {1.0}
         assert variant == "seen" or {e.partner for e in task.items} <= base
     for variant in ("n-1", "n+1", "rule"):
+        if question == "flow" and variant == "n+1":
+            # One line more leaves the flow of a small level's asked line as it was.
+            assert not any(e.telling for e in made[variant].items)
+            continue
         entry = next(e for e in made[variant].items if e.telling)
         stale = str(entry.item.metadata["stale"])
         (row,) = made[variant].rows([group(made[variant], entry.item, [stale, "?!"])])

@@ -41,6 +41,11 @@ class _Fused:
 
     modules: tuple[nn.Linear, ...]
     product: Product
+    marks: tuple[tuple[int, int], ...]
+
+    def is_current(self) -> bool:
+        """Whether the modules still have the weights that the product was made from."""
+        return self.marks == _marks(self.modules)
 
     def change(self) -> Change | None:
         """What is mounted on the modules now. B is block-diagonal: each module's rank is its own."""
@@ -86,6 +91,7 @@ class LeanDecoder:
         self._linears = {m for layer in layers for f in _fused(layer) for m in f.modules}
         self._head = head_module(model)
         self._head_product = _product([self._head])
+        self._head_marks = _marks([self._head])
 
     @classmethod
     def of(cls, model: Any, windows: Mapping[int, int]) -> LeanDecoder | None:
@@ -113,13 +119,20 @@ class LeanDecoder:
         return cls(model, layers)
 
     def prepare(self) -> Callable[[torch.Tensor, DecodeView], torch.Tensor] | None:
-        """A step under what is mounted now: (tokens [B], view) -> logits [B, V]. None where a hook forbids it."""
+        """A step under what is mounted now: (tokens [B], view) -> logits [B, V]. None where a hook forbids it, and
+        where the model's weights are no longer those that were laid out."""
         outer = {self.model.model.embed_tokens, self._head}
         for module in self.model.modules():
             hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
             if hooks and module not in outer and not (module in self._linears and mounted_change(module)):
                 return None
-        plain_head = not self._head._forward_hooks and not self._head._forward_pre_hooks
+        if not all(f.is_current() for layer in self.layers for f in _fused(layer)):
+            return None
+        plain_head = (
+            self._head_marks == _marks([self._head])
+            and not self._head._forward_hooks
+            and not self._head._forward_pre_hooks
+        )
         head = self._head_product if plain_head else self._head
         changes = [tuple(f.change() for f in _fused(layer)) for layer in self.layers]
 
@@ -163,7 +176,12 @@ def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _fuse(*modules: nn.Linear) -> _Fused:
-    return _Fused(modules, _product(modules))
+    return _Fused(modules, _product(modules), _marks(modules))
+
+
+def _marks(modules: Sequence[Any]) -> tuple[tuple[int, int], ...]:
+    """What changes when a weight is replaced or written to."""
+    return tuple((m.weight.data_ptr(), m.weight._version) for m in modules)
 
 
 def _product(modules: Sequence[Any]) -> Product:

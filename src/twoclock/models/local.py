@@ -24,7 +24,7 @@ from twoclock.nn.lowrank import LowRank, mounted
 from twoclock.nn.sampling import uniforms
 from twoclock.types import Completion, Conditioning, Delta, PolicyCard, Request, Sampling
 
-__all__ = ["LocalPolicy", "Stats", "open_local"]
+__all__ = ["LocalPolicy", "open_local"]
 
 
 class LocalPolicy:
