@@ -188,7 +188,7 @@ class Bench:
             forget_prefixes(self.policy._engine)
             self.policy._engine.prefix("", work.prompts[0])
         (stats,) = self.policy.sequence_stats(
-            [work.items[0].prompt], work.conditioning, [[[5]]], temperature=1.0, low_rank=(leaves, state.scale)
+            [work.items[0].prompt], work.conditioning, [[[5]]], temperature=1.0, change=LowRank(leaves, state.scale)
         )
         stats.logprobs.sum().backward()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from twoclock.contracts import Policy, Task, Trainable
 from twoclock.errors import BudgetError, ConfigError, UnsupportedError
@@ -41,12 +42,20 @@ class Bench:
         sampling: Sampling,
         budget: Budget | None = None,
         join: Callable[[Conditioning], Conditioning] | None = None,
+        upcoming: Callable[[int], tuple[Item, ...]] | None = None,
+        keeps_upcoming: bool = False,
     ) -> None:
         self._policy, self._task, self._others = policy, task, others
         self._join = join or others.join
         self._sampling = sampling
         self._budget = budget or Budget()
         self._spent = Cost()
+        self._upcoming = upcoming or (lambda count: ())
+        self._keeps_upcoming = keeps_upcoming and upcoming is not None
+        self.kept: list[Group] = []
+        """Rollouts on upcoming items that were sampled to be kept, in the order of sampling."""
+        self.conditionings: dict[str, Conditioning] = {}
+        """What the kept rollouts were sampled under, by id."""
 
     @property
     def card(self) -> PolicyCard:
@@ -74,8 +83,21 @@ class Bench:
         pool = self._task.split(split)
         return tuple(child_rng("bench-items", seed, split).sample(pool, min(count, len(pool))))
 
+    def upcoming(self, count: int) -> tuple[Item, ...]:
+        return self._upcoming(count)
+
+    @property
+    def keeps_upcoming(self) -> bool:
+        return self._keeps_upcoming
+
     def roll_out(
-        self, items: Sequence[Item], conditionings: Sequence[Conditioning], samples: int, seed: int
+        self,
+        items: Sequence[Item],
+        conditionings: Sequence[Conditioning],
+        samples: int,
+        seed: int,
+        *,
+        paired: bool = True,
     ) -> tuple[Group, ...]:
         if len({item.id for item in items}) < len(items):
             raise ValueError("an item stands twice among the items to roll out; a group is one item's: give each once")
@@ -88,7 +110,10 @@ class Bench:
             Request(
                 prompt=item.prompt,
                 conditioning=conditioning,
-                seeds=tuple(child_seed("bench-rollout", seed, item.id, sample) for sample in range(samples)),
+                seeds=tuple(
+                    child_seed("bench-rollout", seed, item.id, sample, *([] if paired else [conditioning.id]))
+                    for sample in range(samples)
+                ),
             )
             for item in items
             for conditioning in joined
@@ -96,23 +121,38 @@ class Bench:
         self._require_tokens(requests)
         completions = self._policy.sample(requests, self._sampling)
         self._spent += sampling_cost(completions)
-        return grade_rollouts(self._task, items, requests, completions)
+        groups = grade_rollouts(self._task, items, requests, completions)
+        if self._keeps_upcoming and not paired:
+            self.kept += groups
+            self.conditionings |= {c.id: c for c in joined}
+        return groups
+
+    def write(self, prompt: str, *, max_new_tokens: int, seed: int) -> Completion:
+        if self.rollouts_left is not None and self.rollouts_left < 1:
+            raise BudgetError(f"one rollout was asked for and none is left of {self._budget.rollouts}")
+        request = Request(prompt=prompt, conditioning=self._others, seeds=(child_seed("bench-write", seed),))
+        sampling = replace(self._sampling, max_new_tokens=max_new_tokens, stop=())
+        self._require_tokens([request], sampling)
+        completions = self._policy.sample([request], sampling)
+        self._spent += sampling_cost(completions)
+        return completions[0][0]
 
     def charge(self, cost: Cost) -> None:
         """Adds what was spent beside this bench on its behalf, such as by a drift meter."""
         self._spent += cost
 
-    def _require_tokens(self, requests: Sequence[Request]) -> None:
+    def _require_tokens(self, requests: Sequence[Request], sampling: Sampling | None = None) -> None:
         """Raises BudgetError unless the most that these requests can cost is left."""
         if self._budget.tokens is None:
             return
-        most = sum(self._most_tokens(request) for request in requests)
+        longest = (sampling or self._sampling).max_new_tokens
+        most = sum(self._most_tokens(request, longest) for request in requests)
         left = self._budget.tokens - self._spent.tokens
         if most > left:
             raise BudgetError(f"up to {most} tokens were asked for and {left} are left of {self._budget.tokens}")
 
-    def _most_tokens(self, request: Request) -> int:
-        written = self._sampling.max_new_tokens * len(request.seeds)
+    def _most_tokens(self, request: Request, longest: int) -> int:
+        written = longest * len(request.seeds)
         if isinstance(self._policy, Trainable):
             return written + self._policy.prompt_tokens(request.prompt, request.conditioning)
         # Behind an endpoint nobody can count; no tokenizer makes more tokens than bytes, and a template adds a few.

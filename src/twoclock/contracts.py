@@ -39,7 +39,6 @@ __all__ = [
     "Allocator",
     "Channel",
     "Gate",
-    "LowRankTensors",
     "Policy",
     "Population",
     "Reflector",
@@ -112,10 +111,6 @@ class Policy(Protocol):
         ...
 
 
-# One low-rank change: {module name: (A [R, in], B [out, R])}, scaled by ``scale``: W' = W + scale * B A.
-LowRankTensors = Mapping[str, "tuple[torch.Tensor, torch.Tensor]"]
-
-
 class SequenceStats(Protocol):
     """What a teacher-forced pass says of the completions of one prompt. ``N`` completions, ``T`` the longest."""
 
@@ -146,11 +141,12 @@ class Trainable(Protocol):
         completions: Sequence[Sequence[Sequence[int]]],
         *,
         temperature: float,
-        low_rank: tuple[LowRankTensors, float] | None = None,
+        change: Any = None,
     ) -> list[SequenceStats]:
         """Teacher-force, for each prompt, its completions, all under one conditioning; one result a prompt. Tokens that
-        prompts and completions share are computed once, exactly. ``low_rank`` (tensors, scale) replaces the
-        conditioning's delta and may require gradients, which then flow into the returned log-probabilities."""
+        prompts and completions share are computed once, exactly. ``change``, a delta's payload such as
+        :class:`~twoclock.nn.lowrank.LowRank`, replaces the conditioning's delta; its tensors may require gradients,
+        which then flow into the returned log-probabilities."""
         ...
 
     def chunks(
@@ -216,12 +212,36 @@ class Workbench(Protocol):
         ``heldout`` is refused."""
         ...
 
+    def upcoming(self, count: int) -> tuple[Item, ...]:
+        """The first ``count`` training items that the rounds after this one will read on this task, in their order,
+        each once; fewer where the phase ends before."""
+        ...
+
+    @property
+    def keeps_upcoming(self) -> bool:
+        """Whether rollouts on upcoming items are kept, to be learned from when those items come up. What is to be kept
+        must be sampled with ``paired=False``."""
+        ...
+
     def roll_out(
-        self, items: Sequence[Item], conditionings: Sequence[Conditioning], samples: int, seed: int
+        self,
+        items: Sequence[Item],
+        conditionings: Sequence[Conditioning],
+        samples: int,
+        seed: int,
+        *,
+        paired: bool = True,
     ) -> tuple[Group, ...]:
         """Sample and grade: ``samples`` rollouts for each item under each conditioning; one group an item. Within a
-        group rollouts are ordered by conditioning, then sample. The seed of a rollout depends on (seed, item, sample)
-        and not on the conditioning: common random numbers for paired comparisons."""
+        group rollouts are ordered by conditioning, then sample. Where ``paired``, the seed of a rollout depends on
+        (seed, item, sample) and not on the conditioning: common random numbers for paired comparisons. A policy
+        gradient may not learn from such rollouts in one group: the mean that a reward is compared with would depend on
+        the rollout's own random numbers, and the gradient would be biased. ``paired=False`` draws each by its own."""
+        ...
+
+    def write(self, prompt: str, *, max_new_tokens: int, seed: int) -> Completion:
+        """What the policy itself answers to a free prompt, under what the other channels contribute: for channels that
+        let the policy reflect. Counted and budgeted like a rollout."""
         ...
 
     def trainable(self) -> Trainable:

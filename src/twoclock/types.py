@@ -198,6 +198,8 @@ class Rollout:
     seed: int
     completion: Completion
     grade: Grade
+    age: int = 0
+    """Rounds since it was sampled: above 0 it comes from an earlier round's search, under the weights of that round."""
 
     @property
     def reward(self) -> float:
@@ -335,6 +337,9 @@ class Proposal(Generic[StateT]):
     writes: tuple[Write, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Numbers for the ledger; finite."""
+    fallback: StateT | None = None
+    """What may be kept where the gate refuses ``state``: a state that speaks to the model exactly as the live one does,
+    such as a population of prompts without the change of the deployed one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -461,6 +466,8 @@ class RoundRecord:
     drift: tuple[DriftRecord, ...] = ()
     evaluated: Mapping[str, Conditioning] = field(default_factory=dict)
     """The conditionings that the evaluations name, by id."""
+    searched: Evidence | None = None
+    """Rollouts that a fast search made on items that are yet to come up, kept for the slow clock."""
 
 
 def total(costs: Iterable[Cost]) -> Cost:

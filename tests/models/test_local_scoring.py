@@ -130,7 +130,7 @@ def test_gradients_are_those_of_one_sequence_at_a_time(policy: LocalPolicy) -> N
     ours, theirs = factors(policy), factors(policy)
     weights = torch.Generator().manual_seed(5)
     loss, plain = torch.zeros(()), torch.zeros(())
-    stats = policy.sequence_stats(PROMPTS, TEXT, COMPLETIONS, temperature=0.8, low_rank=(ours, 0.5))
+    stats = policy.sequence_stats(PROMPTS, TEXT, COMPLETIONS, temperature=0.8, change=LowRank(ours, 0.5))
     for prompt, answers, stat in zip(PROMPTS, COMPLETIONS, stats, strict=True):
         weight = torch.randn(stat.logprobs.shape, generator=weights)
         loss = loss + (weight * stat.logprobs * stat.mask).sum()
@@ -155,8 +155,9 @@ def test_low_rank_replaces_the_delta_of_the_conditioning(llama: LocalPolicy) -> 
     tensors, other = factors(llama), factors(llama, seed=2)
     conditioning = with_scale(other, 0.5, llama)
     with torch.no_grad():
-        (replaced,) = llama.sequence_stats(["hi"], conditioning, [[[5, 6]]], temperature=1.0, low_rank=(tensors, 0.3))
-        (alone,) = llama.sequence_stats(["hi"], TEXT, [[[5, 6]]], temperature=1.0, low_rank=(tensors, 0.3))
+        change = LowRank(tensors, 0.3)
+        (replaced,) = llama.sequence_stats(["hi"], conditioning, [[[5, 6]]], temperature=1.0, change=change)
+        (alone,) = llama.sequence_stats(["hi"], TEXT, [[[5, 6]]], temperature=1.0, change=change)
         (kept,) = llama.sequence_stats(["hi"], conditioning, [[[5, 6]]], temperature=1.0)
     assert torch.equal(replaced.logprobs, alone.logprobs)
     assert not torch.allclose(kept.logprobs, alone.logprobs, atol=1e-3)
@@ -308,7 +309,7 @@ def test_the_packaged_model_end_to_end() -> None:
         policy.shared = shared
         tensors = leaves()
         stats = policy.sequence_stats(
-            ["What is 2+2?", "Say hi."], TEXT, answers, temperature=1.0, low_rank=(tensors, 1.0)
+            ["What is 2+2?", "Say hi."], TEXT, answers, temperature=1.0, change=LowRank(tensors, 1.0)
         )
         sum((s.logprobs * s.mask).sum() for s in stats).backward()
         gradients.append(torch.cat([t.grad.flatten() for pair in tensors.values() for t in pair]))

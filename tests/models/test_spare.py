@@ -14,6 +14,7 @@ from tiny_models import SHARED, make_model, make_policy  # noqa: E402
 from twoclock.models import teacher_forcing  # noqa: E402
 from twoclock.models.plain import plain_logits  # noqa: E402
 from twoclock.models.spare import sparing  # noqa: E402
+from twoclock.nn.lowrank import LowRank  # noqa: E402
 from twoclock.types import Conditioning  # noqa: E402
 
 KINDS = ("llama", "qwen2", "qwen3", "mistral")
@@ -97,7 +98,7 @@ def test_gradients_are_those_of_the_modules(name: str, monkeypatch: pytest.Monke
             if isinstance(m, torch.nn.Linear) and n != "lm_head"
         }
         stats = policy.sequence_stats(
-            ["hi", "What?"], Conditioning(), [[TOKENS], [TOKENS[:3]]], temperature=1.0, low_rank=(leaves, 0.5)
+            ["hi", "What?"], Conditioning(), [[TOKENS], [TOKENS[:3]]], temperature=1.0, change=LowRank(leaves, 0.5)
         )
         assert entered
         sum((s.logprobs * s.mask).sum() for s in stats).backward()

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from twoclock.contracts import LowRankTensors
 from twoclock.errors import ConfigError, UnsupportedError
 from twoclock.models.engine import Draft, Engine, Prompted
 from twoclock.models.lean import LeanDecoder
@@ -225,14 +224,9 @@ class LocalPolicy:
         completions: Sequence[Sequence[Sequence[int]]],
         *,
         temperature: float,
-        low_rank: tuple[LowRankTensors, float] | None = None,
+        change: Any = None,
     ) -> list[Stats]:
-        mount = (
-            self._mount(conditioning.delta)
-            if low_rank is None
-            else mounted(self._linears, LowRank(low_rank[0], low_rank[1]))
-        )
-        with mount:
+        with self._mount(conditioning.delta) if change is None else mounted(self._linears, change):
             return self._forcing.stats([self.render(p, conditioning) for p in prompts], completions, temperature)
 
     def chunks(

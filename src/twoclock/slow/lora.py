@@ -260,13 +260,13 @@ class _Training:
     def step(self, groups: Sequence[Group]) -> str | None:
         """One AdamW step on these groups; the reason when it is refused."""
         leaves = {name: tuple(t.clone().requires_grad_() for t in pair) for name, pair in self.state.tensors.items()}
-        low_rank: Any = (leaves, self.state.scale)
+        change = LowRank(leaves, self.state.scale)  # type: ignore[arg-type]
         # Dead groups count in N, as the loss is defined: with few live groups a step is small, not a leap on noise.
         num = len(self.evidence.rollouts) / self.config.steps_per_round
         sums = {"loss": 0.0, "entropy": 0.0, "sampler_mismatch": 0.0, "kl_base": 0.0}
         tokens = 0.0
         for conditioning, part in self._batches(groups):
-            loss, seen, count = self._batch_loss(conditioning, part, low_rank)
+            loss, seen, count = self._batch_loss(conditioning, part, change)
             numbers = {"loss": float(loss.detach()), **seen}
             wrong = [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]
             if wrong:
@@ -303,18 +303,18 @@ class _Training:
         return batches
 
     def _batch_loss(
-        self, conditioning: Conditioning, rows: list[tuple[Group, list[Rollout]]], low_rank: Any
+        self, conditioning: Conditioning, rows: list[tuple[Group, list[Rollout]]], change: Any
     ) -> tuple[torch.Tensor, dict[str, float], float]:
         config, temperature = self.config, self.evidence.sampling.temperature
         prompts = [g.item.prompt for g, _ in rows]
         answers = [[r.completion.tokens for r in rollouts] for _, rollouts in rows]
-        stats = self.model.sequence_stats(prompts, conditioning, answers, temperature=temperature, low_rank=low_rank)
+        stats = self.model.sequence_stats(prompts, conditioning, answers, temperature=temperature, change=change)
         base = old_stats = None
         with torch.no_grad():
             if self.state.step > self._start.step:
-                start: Any = (self._start.tensors, self._start.scale)
+                start = LowRank(self._start.tensors, self._start.scale)
                 old_stats = self.model.sequence_stats(
-                    prompts, conditioning, answers, temperature=temperature, low_rank=start
+                    prompts, conditioning, answers, temperature=temperature, change=start
                 )
             if config.kl_coef > 0:
                 text_only = Conditioning(system=conditioning.system, exemplars=conditioning.exemplars)
