@@ -134,6 +134,11 @@ class Trainable(Protocol):
         order. Raises ConfigError when a pattern matches nothing, naming what there is."""
         ...
 
+    def parameter_shapes(self, patterns: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """The shape of each parameter of the modules whose last name part is in ``patterns`` (none: of all), by full
+        name, in model order. Raises ConfigError when a pattern matches nothing, naming what there is."""
+        ...
+
     def sequence_stats(
         self,
         prompts: Sequence[str],

@@ -19,7 +19,8 @@ from twoclock.models.plain import plain_generate, plain_logits
 from twoclock.models.shared_attention import attention_windows, forward, hidden_states, text_config
 from twoclock.models.teacher_forcing import Side, Stats, TeacherForcing, model_head
 from twoclock.models.views import TreeView
-from twoclock.nn.lowrank import LowRank, mounted
+from twoclock.nn.full import FullChange
+from twoclock.nn.lowrank import LowRank
 from twoclock.nn.sampling import uniforms
 from twoclock.types import Completion, Conditioning, Delta, PolicyCard, Request, Sampling
 
@@ -187,7 +188,7 @@ class LocalPolicy:
 
     # ------------------------------------------------------------------------------------------------------ weights
 
-    def _payload(self, delta: Delta | None) -> LowRank | None:
+    def _payload(self, delta: Delta | None) -> LowRank | FullChange | None:
         if delta is None:
             return None
         if delta.base != self.base_hash:
@@ -195,12 +196,14 @@ class LocalPolicy:
                 f"the delta {delta.id[:12]} was trained on base weights {delta.base[:12]}, but this model is "
                 f"{self.base_hash[:12]}; a delta means nothing on other weights"
             )
-        if not isinstance(delta.payload, LowRank):
-            raise UnsupportedError(f"this policy cannot apply a delta of kind '{delta.kind}'; it applies 'lora'")
+        if not isinstance(delta.payload, (LowRank, FullChange)):
+            raise UnsupportedError(
+                f"this policy cannot apply a delta of kind '{delta.kind}'; it applies 'lora' and 'full'"
+            )
         return delta.payload
 
     def _mount(self, delta: Delta | None) -> AbstractContextManager[None]:
-        return mounted(self._linears, self._payload(delta))
+        return self._forcing.mount(self._payload(delta))
 
     def linear_shapes(self, patterns: Sequence[str]) -> dict[str, tuple[int, int]]:
         known = {name.rsplit(".", 1)[-1] for name in self._linears}
@@ -215,6 +218,16 @@ class LocalPolicy:
             if name.rsplit(".", 1)[-1] in patterns
         }
 
+    def parameter_shapes(self, patterns: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
+        owners = {name: name.split(".")[-2] if "." in name else name for name in shapes}
+        if unknown := [p for p in patterns if p not in owners.values()]:
+            known = ", ".join(sorted(set(owners.values())))
+            raise ConfigError(
+                [f"no module with parameters is called '{p}' in this model; it has: {known}" for p in unknown]
+            )
+        return {name: shape for name, shape in shapes.items() if not patterns or owners[name] in patterns}
+
     # ---------------------------------------------------------------------------------------------- teacher forcing
 
     def sequence_stats(
@@ -226,7 +239,7 @@ class LocalPolicy:
         temperature: float,
         change: Any = None,
     ) -> list[Stats]:
-        with self._mount(conditioning.delta) if change is None else mounted(self._linears, change):
+        with self._mount(conditioning.delta) if change is None else self._forcing.mount(change):
             return self._forcing.stats([self.render(p, conditioning) for p in prompts], completions, temperature)
 
     def chunks(

@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 
+from twoclock.models.mounting import Change, Mounting
 from twoclock.models.packing import Packed, common_prefix, pack, side_by_side
 from twoclock.models.plain import plain_logits
 from twoclock.models.shared_attention import head_module, hidden_states, text_config
 from twoclock.models.spare import sparing
 from twoclock.models.views import TreeView
-from twoclock.nn.lowrank import LowRank, mounted, mounted_apart
+from twoclock.nn.full import FullChange
+from twoclock.nn.lowrank import mounted_apart
 from twoclock.nn.vocabulary import CHUNK, Head, chosen_logprobs, chosen_logprobs_reference
 
 __all__ = ["Side", "Stats", "TeacherForcing", "model_head"]
@@ -32,7 +34,7 @@ class Side:
     """One of several models that are compared on the same completions: its prompts as tokens, its weights' change."""
 
     prompts: Sequence[Sequence[int]]
-    delta: LowRank | None
+    delta: Change | None
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class TeacherForcing:
         self.linears = linears
         self.packed_tokens = packed_tokens
         self.shared = True
+        self.mount = Mounting(model, linears)
         self._head_name = next((n for n, m in linears.items() if m is model.get_output_embeddings()), "")
 
     def stats(self, prompts: Sequence[Sequence[int]], completions: Completions, temperature: float) -> list[Stats]:
@@ -153,7 +156,7 @@ class TeacherForcing:
         """For each part of the prompts, a function a side from a slice of the part's completion tokens to logits."""
         wrapped = [[c] for c in completions]
         longest = max((s.prompts for s in sides), key=lambda prompts: sum(map(len, prompts)))
-        apart = self.shared and not any(s.delta and self._head_name in s.delta.tensors for s in sides)
+        apart = self.shared and all(self._mounts_apart(side.delta) for side in sides)
         for part in self.chunks(longest, wrapped, sides=len(sides) if apart else 1):
             some = [wrapped[i] for i in part]
             if not any(len(c) for (c,) in some):
@@ -163,10 +166,19 @@ class TeacherForcing:
             else:
                 yield part, [self._alone(side, part, some) for side in sides]
 
+    def _mounts_apart(self, change: Change | None) -> bool:
+        """Whether the change can be put on some tokens of a pass alone."""
+        return not isinstance(change, FullChange) and (change is None or self._head_name not in change.tensors)
+
     def _one_pass(self, sides: Sequence[Side], part: list[int], completions: Completions) -> list[Logits]:
         trees = [pack([side.prompts[i] for i in part], completions) for side in sides]
         packed, places = side_by_side(trees)
-        with mounted_apart(self.linears, [(at, side.delta) for at, side in zip(places, sides, strict=True)]):
+        changes = [
+            (at, side.delta)
+            for at, side in zip(places, sides, strict=True)
+            if not isinstance(side.delta, FullChange)  # none is, here: this is for the type checker
+        ]
+        with mounted_apart(self.linears, changes):
             wanted, rows = _rows(packed)
             hidden = self._hidden(packed, wanted)
         head = model_head(self.model)
@@ -174,7 +186,7 @@ class TeacherForcing:
 
     def _alone(self, side: Side, part: list[int], completions: Completions) -> Logits:
         prompts = [side.prompts[i] for i in part]
-        with mounted(self.linears, side.delta):
+        with self.mount(side.delta):
             if not self.shared:
                 logits = self._plain_logits(prompts, completions)
                 return lambda some: logits[some]

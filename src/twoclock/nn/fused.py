@@ -3,8 +3,6 @@
 ``rms_norm``: y = w · x / sqrt(mean(x²) + ε) keeps x and one number a row; the plain chain of operations keeps three
 float32 copies of x. ``gated``: y = silu(g) · u keeps g and u, the plain chain silu(g) too. Values are rounded where
 transformers' modules round, so forward passes agree to the bit; gradients are computed in float32 and rounded once.
-
-The norm's weight gets no gradient: nothing here trains it.
 """
 
 from __future__ import annotations
@@ -41,9 +39,12 @@ class _RmsNorm(torch.autograd.Function):
         x, weight, scale = ctx.saved_tensors
         # With n = x·s:  dx = s (dn − n · mean(n · dn)).
         normed = x.float() * scale
+        dw = None
+        if ctx.needs_input_grad[1]:
+            dw = (grad.float() * normed).flatten(0, -2).sum(0).to(weight.dtype)
         inner = grad.float() * weight.float()
         inner -= normed * (normed * inner).mean(-1, keepdim=True)
-        return (inner * scale).to(x.dtype), None, None
+        return (inner * scale).to(x.dtype), dw, None
 
 
 class _Gated(torch.autograd.Function):
