@@ -32,6 +32,8 @@ class EvaluationSettings:
     """Held-out items a task and cell."""
     samples: int = 1
     """Rollouts an item, at the training temperature."""
+    every: int = 0
+    """Rounds from one evaluation of all tasks to the next, beside those at the ends of phases. 0: none."""
     drift_every: int = 4
     """Rounds from one drift measurement to the next; the last round of a phase is always measured. 0: never."""
     drift_prompts: int = 12
@@ -49,6 +51,7 @@ class EvaluationSettings:
             for name, least in (
                 ("heldout_items", 2),
                 ("samples", 1),
+                ("every", 0),
                 ("drift_every", 0),
                 ("drift_prompts", 2),
                 ("drift_tokens", 1),

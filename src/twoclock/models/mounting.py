@@ -18,8 +18,8 @@ Change = LowRank | FullChange
 
 
 class Mounting:
-    """Mounts changes on one model. Remembers the last whole-parameter change's weights: a round mounts the same one many
-    times, and the sum costs as much as it reads."""
+    """Mounts changes on one model. Remembers the last whole-parameter change's weights: a round mounts the same one
+    many times, and the sum costs as much as it reads."""
 
     def __init__(self, model: Any, linears: Mapping[str, torch.nn.Module]) -> None:
         self.model, self.linears = model, linears

@@ -1,7 +1,7 @@
 """Changes of whole parameters: W' = W + D, with D as large as W.
 
-The base parameter is never edited: while a change is mounted another tensor stands in its place, and afterwards the same
-object stands there again, so taking a change back restores the same bits.
+The base parameter is never edited: while a change is mounted another tensor stands in its place, and afterwards the
+same object stands there again, so taking a change back restores the same bits.
 """
 
 from __future__ import annotations
