@@ -152,3 +152,51 @@ def test_a_perfect_score_is_not_certain() -> None:
     assert summary.final_average.estimate == 1
     assert summary.final_average.low == pytest.approx(0.025 ** (1 / 20))
     assert summary.backward_transfer.low < 0 < summary.backward_transfer.high
+
+
+def test_a_task_that_never_varied_is_not_certain_either() -> None:
+    """Task 2 was wrong on all items before its phase, so no resample has forward transfer; task 1 does vary."""
+    scores = np.array([[0.0, 0.0], [0.9, 0.0], [0.7, 0.9]])
+    summary = summarise_retention(binary_matrix(scores, 40))
+    share = 1 - 0.025 ** (1 / 40)  # of the population that may be otherwise, by Clopper and Pearson at 40 of 40
+    assert summary.forward_transfer.estimate == 0.0
+    assert (summary.forward_transfer.low, summary.forward_transfer.high) == pytest.approx((-share, share))
+    assert summary.forward_transfer.n == 80
+    # Nothing else of task 2 enters backward transfer, whose interval is the bootstrap's of task 1 alone.
+    rng = np.random.default_rng(0)
+    losses = [0.0] * 28 + [-1.0] * 8 + [0.0] * 4
+    means = rng.choice(losses, (20_000, 40)).mean(axis=1)
+    assert (summary.backward_transfer.low, summary.backward_transfer.high) == pytest.approx(
+        tuple(np.quantile(means, [0.025, 0.975])), abs=0.03
+    )
+    # Half of the final average comes from a task that is perfect at the end, and it is not certain to be.
+    perfect = summarise_retention(binary_matrix(np.array([[0.0, 0.1], [0.9, 0.2], [0.7, 1.0]]), 40)).final_average
+    alone = 1.96 * np.sqrt(0.7 * 0.3 / 40) / 2
+    assert perfect.low == pytest.approx(0.85 - np.hypot(alone, share / 2), abs=0.01)
+    assert perfect.high == pytest.approx(0.85 + alone, abs=0.01)
+
+
+def test_forgetting_of_a_stream_that_never_varied_is_not_certain() -> None:
+    """Both rows of the earlier task alike on every item, and the later one noisy: nothing was seen to be forgotten."""
+    summary = summarise_retention(binary_matrix(np.array([[0.0, 0.2], [1.0, 0.4], [1.0, 0.9]]), 30))
+    share = 1 - 0.025 ** (1 / 30)
+    assert summary.forgetting.estimate == 0.0
+    assert summary.forgetting.low <= -share
+    assert summary.forgetting.high >= share
+
+
+def test_nearly_saturated_streams_are_covered() -> None:
+    """Tasks at .98: with 30 items most streams show no failure at all, where a plain bootstrap has no width."""
+    truth = np.array([[0.02, 0.02], [0.98, 0.02], [0.9, 0.98]])
+    wanted = {"final_average": 0.94, "backward_transfer": -0.08, "forward_transfer": 0.0}
+    hits = dict.fromkeys(wanted, 0)
+    for trial in range(150):
+        rng = np.random.default_rng([7, trial])
+        rows = tuple(
+            tuple({f"{j}-{k}": float(rng.random() < p) for k in range(30)} for j, p in enumerate(row)) for row in truth
+        )
+        summary = summarise_retention(ScoreMatrix(tasks=("a", "b"), rounds=(0, 1, 2), rewards=rows), seed=trial)
+        for name, value in wanted.items():
+            found = getattr(summary, name)
+            hits[name] += found.low <= value <= found.high
+    assert all(count / 150 >= 0.93 for count in hits.values()), hits

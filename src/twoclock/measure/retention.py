@@ -5,6 +5,7 @@ The formulas stand in ``stream_metrics``; here they meet the items behind each s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,6 +37,8 @@ __all__ = [
 Array = npt.NDArray[np.float64]
 
 RESAMPLES = 4_000
+ROUNDING = 1e-12
+"""Sums of the same rewards in another order differ by less."""
 
 
 def _forgetting_since_first(scores: Array) -> Array:
@@ -157,18 +160,52 @@ class _Sample:
         estimate = float(metric(self.exact))
         if np.isnan(estimate):
             return unknown(0, level)
-        if all(_is_constant(column) for column in self.columns):
-            # No resample can differ; the smallest task says how much of a population might.
+        tails = [(1 - level) / 2, (1 + level) / 2]
+        if of_maxima:
+            moves = (self.drawn - self.exact, self.exact - self.drawn)
+            over, under = (max(float(np.quantile(metric(move), tails[1])), 0.0) for move in moves)
+            low, high = estimate - over, estimate + under
+            method = "bootstrap of items within tasks, corrected for the maximum"
+        else:
+            low, high = (float(end) for end in np.quantile(metric(self.drawn), tails))
+            low, high = _and_what_never_varied(estimate, low, high, self._never_varied(metric, level))
+            method = "bootstrap of items within tasks"
+        if all(_is_constant(column) for column in self.columns) or high - low < ROUNDING:
+            # No resample differs; the smallest task says how much of a population might.
             smallest = min(column.shape[1] for column in self.columns)
             return replace(constant_interval(estimate, smallest, level, bounds), n=items)
-        tails = [(1 - level) / 2, (1 + level) / 2]
-        if not of_maxima:
-            low, high = np.quantile(metric(self.drawn), tails)
-            return Interval(estimate, float(low), float(high), items, level, "bootstrap of items within tasks")
-        moves = (self.drawn - self.exact, self.exact - self.drawn)
-        over, under = (max(float(np.quantile(metric(move), tails[1])), 0.0) for move in moves)
-        low, high = max(estimate - over, bounds[0]), min(estimate + under, bounds[1])
-        return Interval(estimate, low, high, items, level, "bootstrap of items within tasks, corrected for the maximum")
+        return Interval(estimate, max(low, bounds[0]), min(high, bounds[1]), items, level, method)
+
+    def _never_varied(self, metric: Callable[[Array], Array], level: float) -> list[tuple[float, float]]:
+        """How far down and up the part of each task may lie whose items all add the same to a linear metric: a bootstrap
+        takes such a task for certain, and 40 of 40 items alike are not."""
+        found = []
+        for j, column in enumerate(self.columns):
+            rows, items = column.shape
+
+            def of_task(means: Array, j: int = j) -> Array:
+                """The metric of scores that are 0 on all other tasks, from the rows (n, rows) of this one."""
+                scores = np.zeros((len(means), self.exact.shape[0], self.exact.shape[1]))
+                scores[..., j] = means
+                return metric(scores)
+
+            parts = of_task(column.T)
+            if np.isnan(parts).any() or np.ptp(parts) > ROUNDING:
+                continue
+            weights = of_task(np.where(np.isnan(column[:, 0]), np.nan, 0.0) + np.eye(rows))
+            weights = weights[~np.isnan(weights)]
+            ends = float(weights[weights < 0].sum()), float(weights[weights > 0].sum())
+            part = constant_interval(float(parts[0]), items, level, ends)
+            found.append((part.estimate - part.low, part.high - part.estimate))
+        return found
+
+
+def _and_what_never_varied(
+    estimate: float, low: float, high: float, more: Sequence[tuple[float, float]]
+) -> tuple[float, float]:
+    """Independent parts of a sum: the distances to their limits add up as standard errors do (Zou and Donner 2008)."""
+    down, up = (math.hypot(*distances) for distances in zip((estimate - low, high - estimate), *more, strict=True))
+    return estimate - down, estimate + up
 
 
 def _is_constant(column: Array) -> bool:
