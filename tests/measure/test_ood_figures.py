@@ -67,6 +67,63 @@ def test_pairs_are_resampled_together() -> None:
     assert unpaired.consistency_live.method == "no partners"
 
 
+def test_variants_of_one_base_item_are_resampled_together() -> None:
+    """Forty base items with one variant each, or with the same one five times: as much is known, no more."""
+    rng = np.random.default_rng(2)
+    rights = ["".join(map(str, rng.integers(0, 2, 40))) for _ in range(4)]
+    once = [system(id=i, n_minus=v) for i, v in (rights[:2], rights[2:])]
+    five = [
+        [*(a for a in side if a.variant == "id")]
+        + [Answer(variant="n-1", item=f"{a.item}.{k}", partner=a.partner, right=a.right, tokens=a.right)
+           for a in side if a.variant == "n-1" for k in range(5)]
+        for side in once
+    ]  # fmt: skip
+    one, many = (figures_of("n-1", *map(answers_of, sides), FAST) for sides in (once, five))
+    assert (many.items, many.judged) == (200, 200)
+    for name in ("base", "live", "change", "gap_live", "did", "consistency_live", "limem_live", "unparsed_live"):
+        assert getattr(many, name) == getattr(one, name), name
+        assert getattr(many, name).n <= 40
+    assert many.p == one.p
+    # Unequal numbers: each base item weighs the same.
+    rows = [answer("id", 0, 1.0), answer("id", 1, 1.0), answer("n-1", 0, 1.0), answer("n-1", 1, 0.0)]
+    rows.append(Answer(variant="n-1", item="again", partner="id1", right=1.0))
+    assert figures_of("n-1", answers_of(rows), answers_of(rows), FAST).live.estimate == pytest.approx((1 + 0.5) / 2)
+
+
+def test_many_variants_of_few_base_items_raise_no_more_false_alarms() -> None:
+    """200 probes of a live system that is the base sampled again, 30 base items with 8 variants each."""
+    flagged = 0
+    for trial in range(200):
+        rng = np.random.default_rng([11, trial])
+        skill = rng.beta(0.5, 0.5, 30)
+        sides = []
+        for _side in range(2):
+            rows = [answer("id", i, float(rng.random() < p)) for i, p in enumerate(skill)]
+            # Whether this system has the knack of a base item's variants is one draw for all eight.
+            knack = [float(rng.random() < p) for p in skill]
+            rows += [
+                Answer(variant="n-1", item=f"n-1{i}.{k}", partner=f"id{i}", right=knack[i])
+                for i in range(30) for k in range(8)
+            ]  # fmt: skip
+            sides.append(answers_of(rows))
+        flagged += figures_of("n-1", *sides, Settings(resamples=400)).change.excludes_zero
+    assert flagged / 200 <= 0.09
+
+
+def test_lengths_are_no_shares() -> None:
+    rows = [answer("id", i, 1.0, tokens=1.0) for i in range(20)]
+    tokens = figures_of("id", answers_of(rows), answers_of(rows), FAST).tokens_live
+    assert (tokens.estimate, tokens.high, tokens.method) == (1.0, 1.0, "constant")
+
+
+def test_a_split_without_a_telling_item_is_paired_all_the_same() -> None:
+    rows = [*system(id="1101"), *(answer("n-1", i, 1.0, telling=False) for i in range(4))]
+    f = figures_of("n-1", answers_of(rows), answers_of(rows), FAST)
+    assert (f.items, f.judged, f.paired) == (4, 0, True)
+    assert not f.live.is_known
+    assert f.unparsed_live.n == 4
+
+
 def test_items_that_tell_nothing_are_left_out_of_the_skill_and_kept_in_the_format() -> None:
     rows = system(id="1111")
     for i in range(4):

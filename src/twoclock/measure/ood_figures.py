@@ -11,7 +11,8 @@ With A₀, A₁ the share of right answers of the base and of the live system, v
     headroom      Δ_v / (1 - A₀) for a rise, Δ_v / A₀ for a fall
 
 Scores are shares in [0, 1], higher is better. Base items are the unit: a base item and all that was derived from it are
-resampled together. Splits without partners are compared as two samples (Newcombe's square-and-add of two intervals).
+resampled together, and where one has several variants in a split their mean counts. Splits without partners are
+compared as two samples (Newcombe's square-and-add of two intervals).
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ import numpy.typing as npt
 from twoclock.measure.intervals import (
     CHUNK_DRAWS,
     Interval,
+    bootstrap_mean,
     constant_interval,
-    mean_interval,
     resampled_means,
     unknown,
     wilson,
@@ -63,16 +64,14 @@ def figures_of(
     """The figures of one split. ``base`` and ``live`` hold answers by variant and item, ``id`` among them."""
     rows = tuple(base[variant].values())
     other = tuple(live[variant][row.item] for row in rows)
-    judged = [i for i, row in enumerate(rows) if row.telling]
-    partners = [rows[i].partner for i in judged]
-    is_paired = variant != "id" and bool(judged) and all(p is not None for p in partners)
-    split = _side(rows, other, judged)
+    judged = [(a, b) for a, b in zip(rows, other, strict=True) if a.telling]
+    is_paired = variant != "id" and all(row.partner is not None for row in rows)
+    split = _side(judged)
     if is_paired:
-        partner_rows = tuple(base["id"][str(p)] for p in partners)
-        reference = _side(partner_rows, tuple(live["id"][str(p)] for p in partners), range(len(partners)))
+        partners = dict.fromkeys(str(row.partner) for row, _ in judged)
+        reference = _side([(base["id"][p], live["id"][p]) for p in partners])
     else:
-        of_id = tuple(base["id"].values())
-        reference = _side(of_id, tuple(live["id"][row.item] for row in of_id), range(len(of_id)))
+        reference = _side([(row, live["id"][row.item]) for row in base["id"].values()])
     return SplitFigures(
         variant=variant,
         items=len(rows),
@@ -89,9 +88,26 @@ def figures_of(
     )
 
 
-def _side(base: Sequence[Answer], live: Sequence[Answer], judged: Sequence[int]) -> _Side:
-    first, second = (np.array([rows[i].right for i in judged], dtype=np.float64) for rows in (base, live))
-    return _Side(first, second)
+def _side(pairs: Sequence[tuple[Answer, Answer]]) -> _Side:
+    """Of the two systems' answers on each item."""
+    units = [_unit(row) for row, _ in pairs]
+    return _Side(*(_unit_means([pair[who].right for pair in pairs], units) for who in (0, 1)))
+
+
+def _unit(row: Answer) -> str:
+    """What is resampled as one: the base item, or the item itself where it has none."""
+    return row.item if row.partner is None else row.partner
+
+
+def _unit_means(values: Sequence[float] | Sequence[tuple[float, float]], units: Sequence[str]) -> Array:
+    """The mean of each unit's values, in order of first appearance; pairs of values give rows of two."""
+    place = {unit: i for i, unit in enumerate(dict.fromkeys(units))}
+    array = np.asarray(values, dtype=np.float64)
+    where = np.array([place[unit] for unit in units], dtype=np.int64)
+    sums = np.zeros((len(place), *array.shape[1:]))
+    np.add.at(sums, where, array)
+    counts = np.bincount(where, minlength=len(place)).astype(np.float64)
+    return np.asarray(sums / (counts if array.ndim == 1 else counts[:, None]))
 
 
 # ----------------------------------------------------------------------------------------------------- against ID
@@ -245,26 +261,31 @@ def _headroom(split: _Side, settings: Settings) -> Interval:
 
 def _shares(variant: str, base: Sequence[Answer], live: Sequence[Answer], settings: Settings) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    units = [_unit(row) for row in base]
+
+    def mean(values: Sequence[float | None], what: str, bounds: tuple[float, float] = (0.0, 1.0)) -> Interval:
+        known = [(value, unit) for value, unit in zip(values, units, strict=True) if value is not None]
+        of_units = _unit_means([value for value, _ in known], [unit for _, unit in known])
+        return settings.mean(of_units, f"{variant}.{what}", bounds)
+
     for system, rows in (("base", base), ("live", live)):
-        for name in ("stale", "tempted"):
-            known = np.array([v for row in rows if (v := getattr(row, name)) is not None], dtype=np.float64)
-            found[f"{name}_{system}"] = settings.mean(known, f"{variant}.{name}")
-        unparsed = np.array([1 - row.parsed for row in rows], dtype=np.float64)
-        found[f"unparsed_{system}"] = settings.mean(unparsed, f"{variant}.unparsed")
-        truncated = np.array([row.truncated for row in rows], dtype=np.float64)
-        found[f"truncated_{system}"] = settings.mean(truncated, f"{variant}.truncated")
-        lengths = np.array([row.tokens for row in rows], dtype=np.float64)
-        seed = child_seed("ood", settings.seed, f"{variant}.tokens")
-        found[f"tokens_{system}"] = mean_interval(lengths, settings.level, seed, resamples=settings.resamples)
-    pairs = [(a.stale, b.stale) for a, b in zip(base, live, strict=True) if a.stale is not None and b.stale is not None]
-    rise = np.array([after - before for before, after in pairs], dtype=np.float64)
-    found["stale_change"] = settings.mean(rise, f"{variant}.stale_change", (-1, 1))
+        found[f"stale_{system}"] = mean([row.stale for row in rows], "stale")
+        found[f"tempted_{system}"] = mean([row.tempted for row in rows], "tempted")
+        found[f"unparsed_{system}"] = mean([1 - row.parsed for row in rows], "unparsed")
+        found[f"truncated_{system}"] = mean([row.truncated for row in rows], "truncated")
+        # No shares: answers of one token each would look like successes.
+        lengths, seed = (
+            _unit_means([row.tokens for row in rows], units),
+            child_seed("ood", settings.seed, f"{variant}.tokens"),
+        )
+        found[f"tokens_{system}"] = bootstrap_mean(lengths, settings.level, seed, settings.resamples, None)
+    rises = [None if a.stale is None or b.stale is None else b.stale - a.stale for a, b in zip(base, live, strict=True)]
+    found["stale_change"] = mean(rises, "stale_change", (-1, 1))
     readable = [(row.right, row.parsed) for row in live if row.parsed > 0]
-    if all(parsed == 1 for _, parsed in readable):
-        right = np.array([right for right, _ in readable], dtype=np.float64)
-        found["readable_live"] = settings.mean(right, f"{variant}.readable")
+    columns = _unit_means(readable, [_unit(row) for row in live if row.parsed > 0])
+    if not len(readable) or bool((columns[:, 1] == 1).all()):
+        found["readable_live"] = settings.mean(columns[:, 0] if len(readable) else columns, f"{variant}.readable")
     else:
-        columns = np.array(readable, dtype=np.float64)
         found["readable_live"] = _bootstrap(columns, lambda means: means[..., 0] / means[..., 1], "readable", settings)
     return found
 

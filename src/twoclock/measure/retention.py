@@ -177,8 +177,8 @@ class _Sample:
         return Interval(estimate, max(low, bounds[0]), min(high, bounds[1]), items, level, method)
 
     def _never_varied(self, metric: Callable[[Array], Array], level: float) -> list[tuple[float, float]]:
-        """How far down and up the part of each task may lie whose items all add the same to a linear metric: a bootstrap
-        takes such a task for certain, and 40 of 40 items alike are not."""
+        """How far down and up the part of each task may lie whose items all add the same to a linear metric. A
+        bootstrap takes such a task for certain, and 40 of 40 items alike are not."""
         found = []
         for j, column in enumerate(self.columns):
             rows, items = column.shape
