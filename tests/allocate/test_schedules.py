@@ -115,7 +115,8 @@ def test_budgets_follow_the_clock(name: str) -> None:
     options = {"fast_rollouts": 99, "fast_tokens": 5000, "slow_rollouts": 7, "drift": 0.2}
     if name == "alternate":
         options["warmstart"] = 0
-    budgets = {a.channel: a.budget for a in play(build_allocator(name, options), 1)[0].assignments}
+    plans = play(build_allocator(name, options), 12)  # enough rounds for each clock to have its turn
+    budgets = {a.channel: a.budget for plan in plans for a in plan.assignments}
     assert budgets["prompts"] == Budget(rollouts=99, tokens=5000)
     assert budgets["lora"] == Budget(rollouts=7, drift=0.2)
 

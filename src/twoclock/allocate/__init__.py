@@ -9,6 +9,7 @@ from typing import Any, Literal
 from twoclock.allocate.alternate import AlternateAllocator, AlternateConfig
 from twoclock.allocate.fixed import FixedAllocator, FixedConfig
 from twoclock.allocate.gates import AcceptGate, DriftGate, DriftMeter, PairedTrialGate, trial_drift
+from twoclock.allocate.phased import PhasedAllocator, PhasedConfig
 from twoclock.contracts import Allocator, Gate
 from twoclock.errors import ConfigError, unknown_name
 from twoclock.options import read_options
@@ -26,6 +27,8 @@ __all__ = [
     "FixedConfig",
     "GateConfig",
     "PairedTrialGate",
+    "PhasedAllocator",
+    "PhasedConfig",
     "build_allocator",
     "gate_for",
     "trial_drift",
@@ -34,6 +37,7 @@ __all__ = [
 ALLOCATORS: dict[str, tuple[type, type]] = {
     "fixed": (FixedConfig, FixedAllocator),
     "alternate": (AlternateConfig, AlternateAllocator),
+    "phased": (PhasedConfig, PhasedAllocator),
 }
 """Name → (config, allocator)."""
 
