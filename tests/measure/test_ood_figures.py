@@ -11,9 +11,10 @@ import pytest
 
 from twoclock.measure.intervals import wilson
 from twoclock.measure.ood import holm, over_seeds, probe
+from twoclock.measure.ood_cautions import OUT
 from twoclock.measure.ood_figures import difference_of, figures_of
 from twoclock.measure.ood_records import Answer, Settings, answers_of
-from twoclock.measure.ood_verdict import DECISIONS, OUT
+from twoclock.measure.ood_verdict import DECISIONS
 
 FAST = Settings(resamples=300)
 
@@ -263,6 +264,20 @@ def test_n_plus_one_out_of_reach_is_no_failure_of_the_skill() -> None:
     assert report.verdict == "generalises"
     assert "not judged: n+1" in report.findings[0].reason
     assert "out of reach" in report.findings[1].reason
+
+
+def test_cautions_are_one_line_each_and_speak_of_what_there_is() -> None:
+    rows = [answer(v, i, float(i % 2), truncated=0.5 if v == "id" else 0.0) for v in ("id", "n-1", "template")
+            for i in range(40)]  # fmt: skip
+    rows += [answer("n+1", i, 1.0, telling=False) for i in range(40)]
+    report = probe(rows, rows, resamples=50)
+    assert report.cautions == (
+        "few items: 'n-1' 40, 'template' 40; 314 show a change of the gap of 10 points",
+        "answers cut off at the token limit, of base or live system: 'id' 50%; raise it",
+    )  # 'n+1' has partners, and no item to judge: that is said of the split itself
+    assert [f.reason for f in report.findings if "'n+1'" in f.reason] == [
+        "'n+1' has no item on which overlooking the change gives another answer"
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------ mistakes

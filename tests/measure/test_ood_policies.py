@@ -147,8 +147,10 @@ def test_a_split_that_cannot_be_read_is_set_apart_from_skill() -> None:
 
     report = run("mod_sum", shy)
     assert report.splits["template"].unparsed_live.estimate == 1.0
-    assert [f.verdict for f in report.findings] == ["generalises", "uninformative"]
-    assert "not judged: template" in report.findings[0].reason
+    # No lack of skill, and no proof of it either: nobody consolidates what works in the trained words alone.
+    assert [f.verdict for f in report.findings] == ["undecided", "uninformative"]
+    assert "carries over to 'n-1'" in report.findings[0].reason
+    assert "what it can do on 'template' is not known" in report.findings[0].reason
     assert "cannot be read" in report.findings[1].reason
 
 

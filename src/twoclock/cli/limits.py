@@ -203,7 +203,7 @@ def _plasticity(limit: float, files: Files) -> Line:
 
 
 def _ood(limit: float, files: Files) -> Iterator[Line]:
-    from twoclock.measure.ood_verdict import OUT
+    from twoclock.measure.ood_cautions import OUT
     from twoclock.probe_file import interval_of
 
     probed = _probed(files, "ood")

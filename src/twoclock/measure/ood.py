@@ -15,9 +15,10 @@ from typing import Any
 
 from twoclock.measure.across_seeds import t_interval
 from twoclock.measure.intervals import Interval, check_level, unknown
+from twoclock.measure.ood_cautions import OUT, cautions
 from twoclock.measure.ood_figures import figures_of
 from twoclock.measure.ood_records import Answer, Settings, SplitFigures, answers_of
-from twoclock.measure.ood_verdict import OUT, Finding, cautions, decide
+from twoclock.measure.ood_verdict import Finding, decide
 
 __all__ = ["OodReport", "holm", "over_seeds", "probe"]
 

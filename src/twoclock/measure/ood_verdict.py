@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twoclock.measure.intervals import Interval
+from twoclock.measure.ood_cautions import OUT, UNREADABLE, Splits, at_chance, is_format, uninformative
 from twoclock.measure.ood_records import SplitFigures
 
-__all__ = ["DECISIONS", "OUT", "Decision", "Finding", "cautions", "decide", "uninformative"]
+__all__ = ["DECISIONS", "Decision", "Finding", "decide"]
 
-OUT = ("n-1", "n+1", "template", "distractor")
-"""The splits that a general skill must carry over to: the declared family of comparisons."""
 SPECIALISED_ON = ("n-1", "template")
 
 GENERAL, PARTIAL = 0.7, 0.2
@@ -32,17 +31,6 @@ STALE = 0.3
 """Share of stale answers from which a stated rule counts as overridden."""
 MEMORY = 0.1
 """How much more the training items must have gained than new ones, at the interval's lower end."""
-CEILING = 0.9
-"""Base accuracy above which a split has no room to show a rise."""
-UNREADABLE = 0.5
-"""Share of unreadable answers in distribution beyond which nothing else is judged."""
-UNREADABLE_MORE = 0.2
-"""Share by which a split's answers may be less readable than those in distribution before it says nothing of skill."""
-ITEMS = 314
-"""Pairs that show a change of a gap of 10 points (discordance .2, 80 % power)."""
-VALUES_P = 0.01
-
-Splits = Mapping[str, SplitFigures]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,29 +74,7 @@ def _numbers(splits: Splits, *names: str) -> dict[str, Interval]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------- is a split of use?
-
-
-def uninformative(name: str, splits: Splits) -> str | None:
-    """Why a split says nothing of the skill here; ``None`` where it does."""
-    split = splits[name]
-    more = split.unparsed_live.estimate - splits["id"].unparsed_live.estimate
-    if more > UNREADABLE_MORE:
-        return (
-            f"on '{name}' {split.unparsed_live.estimate:.0%} of the answers cannot be read, against "
-            f"{splits['id'].unparsed_live.estimate:.0%} in distribution: that is format, not skill"
-        )
-    if split.judged == 0:
-        return f"'{name}' has no item on which overlooking the change gives another answer"
-    if split.base.estimate > CEILING and not split.change.high < 0:
-        return f"on '{name}' the base is right on {split.base.estimate:.0%} already: there is no room to rise; move N"
-    if name == "n+1" and _at_chance(split.base, split.chance) and _at_chance(split.live, split.chance):
-        return f"on '{name}' base and live system are both at chance ({split.chance:.2f}): it may be out of reach"
-    return None
-
-
-def _at_chance(score: Interval, chance: float | None) -> bool:
-    return chance is not None and score.low <= chance
+# ----------------------------------------------------------------------------------------------------------- the rows
 
 
 def _judged(splits: Splits) -> list[str]:
@@ -121,9 +87,6 @@ def _gained(splits: Splits) -> bool:
 
 def _readable(splits: Splits) -> bool:
     return not splits["id"].unparsed_live.estimate > UNREADABLE
-
-
-# ----------------------------------------------------------------------------------------------------------- the rows
 
 
 def _unreadable(splits: Splits) -> Reason | None:
@@ -164,9 +127,13 @@ def _not_carried(split: SplitFigures) -> bool:
     return split.change.high < 0 or (split.transfer.estimate <= PARTIAL and split.transfer.high < GENERAL)
 
 
+def _carried(split: SplitFigures) -> bool:
+    return split.transfer.estimate >= GENERAL and split.transfer.low > PARTIAL
+
+
 def _override_lost(splits: Splits) -> Reason | None:
     rule = splits.get("rule")
-    if rule is None or not _readable(splits) or uninformative("rule", splits) or _at_chance(rule.base, rule.chance):
+    if rule is None or not _readable(splits) or uninformative("rule", splits) or at_chance(rule.base, rule.chance):
         return None  # a base that never followed the rule has nothing to lose
     if not (rule.stale_live.estimate >= STALE and rule.stale_change.low > 0):
         return None
@@ -191,9 +158,9 @@ def _generalises(splits: Splits) -> Reason | None:
     judged = _judged(splits)
     if not _readable(splits) or not _gained(splits) or not any(name in SPECIALISED_ON for name in judged):
         return None
-    if _memorised(splits) or _override_lost(splits):
+    if _memorised(splits) or _override_lost(splits) or _unread(splits):
         return None
-    if not all(splits[n].transfer.estimate >= GENERAL and splits[n].transfer.low > PARTIAL for n in judged):
+    if not all(_carried(splits[name]) for name in judged):
         return None
     parts = ", ".join(f"'{name}' {splits[name].transfer}" for name in judged)
     left = [name for name in OUT if name not in judged]
@@ -217,6 +184,11 @@ def _partial(splits: Splits) -> Reason | None:
     )
 
 
+def _unread(splits: Splits) -> list[str]:
+    """The declared splits of which nothing is known because their answers cannot be read."""
+    return [name for name in OUT if name in splits and is_format(name, splits)]
+
+
 def _undecided(splits: Splits) -> Reason | None:
     if not _readable(splits) or not _gained(splits):
         return None
@@ -230,10 +202,12 @@ def _undecided(splits: Splits) -> Reason | None:
             _numbers(splits, "id.change"),
         )
     parts = ", ".join(f"'{name}' {splits[name].transfer}" for name in judged)
-    return (
-        f"in distribution it rose by {splits['id'].change}; the intervals of transfer are too wide to judge: {parts}",
-        _numbers(splits, "id.change", *(f"{n}.transfer" for n in judged)),
-    )
+    numbers = _numbers(splits, "id.change", *(f"{n}.transfer" for n in judged))
+    rose = f"in distribution it rose by {splits['id'].change}"
+    if all(_carried(splits[name]) for name in judged):
+        unread = " and ".join(f"'{name}'" for name in _unread(splits))
+        return f"{rose} and carries over to {parts}; but what it can do on {unread} is not known", numbers
+    return f"{rose}; the intervals of transfer are too wide to judge: {parts}", numbers
 
 
 DECISIONS: tuple[Decision, ...] = (
@@ -269,7 +243,7 @@ DECISIONS: tuple[Decision, ...] = (
     ),
     Decision(
         verdict="generalises",
-        pattern="ID rises, and transfer is at least .7 on N-1, N+1, other wording and distractors",
+        pattern="ID rises, transfer is at least .7 on N-1, N+1, other wording and distractors, and all can be read",
         action="eligible for consolidation into the weights",
         holds=_generalises,
     ),
@@ -281,8 +255,8 @@ DECISIONS: tuple[Decision, ...] = (
     ),
     Decision(
         verdict="undecided",
-        pattern="ID rises, and the intervals of transfer allow more than one of the verdicts above",
-        action="probe with more items, or over more training seeds",
+        pattern="ID rises, and transfer allows more than one of the verdicts above, or a split cannot be read",
+        action="probe with more items or over more training seeds, or mend the format of what cannot be read",
         holds=_undecided,
     ),
 )
@@ -305,27 +279,3 @@ def decide(splits: Splits) -> tuple[Finding, ...]:
             action = "choose another N, more items or a stricter format for this split"
             found.append(Finding(verdict="uninformative", reason=why, action=action, numbers=numbers))
     return tuple(found)
-
-
-def cautions(splits: Splits) -> tuple[str, ...]:
-    """What a sceptic would ask about: small n, values that differ, no pairs, cut-off answers, a base without format."""
-    said = []
-    for name, split in splits.items():
-        if name in OUT and split.judged < ITEMS:
-            said.append(f"'{name}' rests on {split.judged} items; {ITEMS} show a change of the gap of 10 points")
-        if name in OUT and not split.paired:
-            said.append(f"'{name}' has no partners, so its gaps compare two samples and there is no consistency")
-        if split.values is not None and split.values.p < VALUES_P:
-            said.append(
-                f"the numbers in '{name}' are distributed differently than in 'id' (KS distance "
-                f"{split.values.distance:.2f}, p = {split.values.p:.1g}): part of its gap may be their size"
-            )
-        cut = max(split.truncated_base.estimate, split.truncated_live.estimate)
-        if cut > 0.01:
-            said.append(f"on '{name}' up to {cut:.0%} of the answers were cut off at the token limit; raise it")
-    if splits["id"].unparsed_base.estimate > UNREADABLE:
-        said.append(
-            f"{splits['id'].unparsed_base.estimate:.0%} of the base's answers in distribution cannot be read: part of "
-            "the gain is the format"
-        )
-    return tuple(said)

@@ -15,6 +15,7 @@ from twoclock.contracts import Task
 from twoclock.hashing import content_hash
 from twoclock.seeding import child_rng
 from twoclock.tasks.grid import GridTask
+from twoclock.tasks.grid_levels import LEVELS
 from twoclock.tasks.grid_questions import GridLatent
 from twoclock.tasks.grid_wording import PROBE_TEMPLATES, TEMPLATES, with_distractor
 from twoclock.tasks.text import extract, last_number
@@ -55,11 +56,20 @@ class GridVariants:
         case = self._spec.get("config", {}).get("case", "n")
         if variant in ("n-1", "n+1", "rule") and case != "n":
             return f"'{variant}' is made of the N network, but this task trains on case = '{case}'; train on case = 'n'"
+        if variant == "n+1" and self._question == "flow" and self._shown.level.asks == "bus":
+            return (
+                "'n+1' tells nothing here: what a bus gets stays the same when another one is added, so nobody who "
+                f"overlooks it is wrong; train on level {self._levels_with_lines} or higher, which ask for a line"
+            )
         if variant == "template":
             used = [t for t in self._spec.get("templates", ()) if t in self._reserved]
             if used:
                 return f"'template' uses wordings {list(self._reserved)}, which this task trains on; leave those out"
         return None
+
+    @property
+    def _levels_with_lines(self) -> int:
+        return 1 + next(i for i, level in enumerate(LEVELS["flow"]) if level.asks == "line")
 
     @property
     def _reserved(self) -> range:
