@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,25 @@ def test_a_run_that_goes_on_meanwhile_is_said_to(run: Path, model: Model) -> Non
     model.before = interfere
     done = well("probe", run, "--retention", "--items", 4)
     assert "another process wrote to the run meanwhile" in done.stdout
+
+
+def test_a_round_that_another_process_commits_meanwhile_is_seen_in_the_log_too(run: Path, model: Model) -> None:
+    reader = sqlite3.connect(run / "ledger.sqlite", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM entries").fetchone()  # as long as somebody reads, the log stays apart
+    main = (run / "ledger.sqlite").read_bytes()
+
+    def interfere(call: int) -> None:
+        if call == 1:
+            with RunStore.open(run, write=True) as store:
+                store.append_rollback(3, reason="meanwhile")
+
+    model.before = interfere
+    found = as_json("probe", run, "--retention", "--items", 4)
+    assert (run / "ledger.sqlite").read_bytes() == main
+    reader.close()
+    assert found["run_unchanged"] is False
+    assert found["round"] == 5  # the states that were live when the probe began
 
 
 def test_results_go_beside_the_run_and_never_into_it(run: Path) -> None:

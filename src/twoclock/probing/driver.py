@@ -90,7 +90,8 @@ def probe_run(
             "cost": {**asdict(context.meter.spent), "seconds": time.perf_counter() - started},
             "stopped": {name: found["stopped"] for name, found in results.items() if found["stopped"]},
             "not_probed": missing,
-            "run_unchanged": fingerprint(path) == before,
+            # The digest too: what another process writes may stand in the ledger's log, which the fingerprint leaves out.
+            "run_unchanged": fingerprint(path) == before and store.digest() == digest,
             "results": {name: results[name] for name in PROBES if name in results},
         }
 
