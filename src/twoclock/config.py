@@ -1,4 +1,7 @@
-"""A run's configuration: a TOML file with overrides, checked as a whole; every mistake is reported at once."""
+"""A run's configuration: a TOML file with overrides, its recipe filled in, checked as a whole.
+
+Every mistake is reported at once.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from twoclock.errors import ConfigError, nearest
+from twoclock.recipes import apply_recipe
 
 __all__ = [
     "ModelSection",
@@ -87,6 +91,8 @@ class PhaseSection(Section):
 class RunConfig(Section):
     """The whole file. The free tables are checked by the components that they configure."""
 
+    recipe: str | None = None
+    """The comparison arm that channels, allocator, gates and rollouts are filled in from; see ``twoclock.recipes``."""
     run: RunSection = RunSection()
     model: ModelSection = ModelSection()
     sampling: SamplingSection = SamplingSection()
@@ -149,21 +155,28 @@ def parse_config(
 
 
 def from_plain(data: Mapping[str, Any], where: str = "the configuration", *, check: Check | None = None) -> RunConfig:
-    """The configuration from plain data, such as a store keeps."""
+    """The configuration from plain data, such as a store keeps, with what its recipe stands for filled in."""
     endless = [f"{where}: {place} = {value}: expected a finite number" for place, value in _not_finite(data)]
+    problems = list(endless)
+    try:
+        data = apply_recipe(data)
+    except ConfigError as error:
+        problems += [f"{where}: {text}" for text in error.problems]
+        # Which channels and allocator there are, nobody can say now; the rest is checked all the same.
+        data = {key: value for key, value in data.items() if key not in ("recipe", "channels", "allocator")}
     try:
         config = RunConfig.model_validate(dict(data))
-        if endless:
-            raise ConfigError(endless)
-        return config
     except ValidationError as error:
-        problems = endless + [
+        problems += [
             _sentence(dict(detail), where)
             for detail in error.errors(include_url=False)
             if detail["type"] != "finite_number"
         ]
         sound = _without(data, [detail["loc"] for detail in error.errors()]) if check else None
         raise ConfigError([*problems, *(check(sound) if check and sound else ())]) from None
+    if problems:
+        raise ConfigError([*problems, *(check(config) if check and not endless else ())])
+    return config
 
 
 def overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
