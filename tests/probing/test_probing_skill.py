@@ -10,6 +10,8 @@ import pytest
 from probing_runs import SUMS, calculates, call, memorises, probed, scripted
 
 import twoclock.build
+from twoclock.probing import ProbeSettings
+from twoclock.probing.context import ProbeContext
 from twoclock.report.probes import read_probes
 from twoclock.store import RunStore
 
@@ -83,6 +85,27 @@ def test_a_budget_leaves_variants_out_and_says_which(tmp_path: Path, monkeypatch
 def test_two_probes_give_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = learned(tmp_path, monkeypatch, memorises)
     assert ood(run) == ood(run)
+
+
+def test_the_task_trained_on_last_is_the_one_of_the_last_live_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a stream add, more, add the prompt that is live on other texts is that of add, not of the task met last."""
+    monkeypatch.setattr(twoclock.build, "build_policy", scripted(calculates))
+    more = SUMS[SUMS.index("[tasks.add]") : SUMS.index("[[stream]]")].replace("tasks.add", "tasks.more")
+    phases = "".join(f'[[stream]]\ntask = "{task}"\nrounds = 1\n' for task in ("add", "more", "add"))
+    text = SUMS.replace('[[stream]]\ntask = "add"\nrounds = 3\n', more + phases)
+    (tmp_path / "sums.toml").write_text(text)
+    assert call("run", tmp_path / "sums.toml", "--out", tmp_path / "run", "--no-eval").exit_code == 0
+
+    def begun() -> list[str]:
+        session = twoclock.build.open_session(tmp_path / "run")
+        with session.store:
+            return ProbeContext(session, ProbeSettings(), lambda text: None).begun
+
+    assert begun() == ["add", "more", "add"]
+    assert call("rollback", tmp_path / "run", 2).exit_code == 0
+    assert begun() == ["add", "more"]
 
 
 # -------------------------------------------------------------------------------------------------- planted forgetting

@@ -12,10 +12,11 @@ import pytest
 from probing_runs import call, local_run, probed
 
 from twoclock.build import open_session
-from twoclock.evaluation import general_prompts
-from twoclock.measure import categorical_kl
-from twoclock.probing import fingerprint
+from twoclock.evaluation import EvaluationSettings, Evaluator, general_prompts
+from twoclock.measure import categorical_kl, sample_efficiency
+from twoclock.probing import fingerprint, run_curve, spent_by_round
 from twoclock.seeding import child_seed
+from twoclock.store import RunStore
 from twoclock.types import Conditioning, Request, Sampling
 
 
@@ -150,16 +151,71 @@ def test_plasticity_trains_both_arms_alike_and_leaves_the_run_alone(run: Path) -
     assert found["cost"]["rollouts"] >= spent - 4 * 6  # a prompt that is none is measured once
 
 
-def test_plasticity_from_the_base_against_the_base_is_one(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control: an arm that begins from an untouched slow state has the very curve of the base."""
+def test_plasticity_of_the_untouched_base_is_one(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: a "live" arm that begins where the base does is the same run to the bit."""
     from twoclock.probing import plasticity
 
-    real = plasticity.Begun
-    monkeypatch.setattr(plasticity, "Begun", lambda channel, state: real(channel, channel.init(None, 0)))
-    found = probed(run, "--plasticity", "--seeds", "3", "--rounds", 1, "--items", 6)["results"]["plasticity"]
-    live, base = found["curves"]
-    assert [p["rollouts"] for p in live["points"]] == [p["rollouts"] for p in base["points"]]
-    assert live["points"][0] == base["points"][0]
+    monkeypatch.setattr(plasticity, "_begun", lambda channel, state: channel)
+    found = probed(run, "--plasticity", "--seeds", "3,4", "--rounds", 2, "--items", 6)["results"]["plasticity"]
+    arms = [[c["points"] for c in found["curves"] if c["start"] == arm] for arm in ("live", "base")]
+    assert arms[0] == arms[1]
+    assert [found["ratio"][end] for end in ("estimate", "low", "high")] == [1.0, 1.0, 1.0]
+
+
+def test_the_live_arm_begins_with_the_live_weights(run: Path) -> None:
+    """Its first score is that of the live weights without a prompt, measured before any training on the probe task."""
+    words = ("--plasticity", "--seeds", "0", "--rounds", 1, "--items", 12)
+    first = probed(run, *words)["results"]["plasticity"]["first"]["estimate"]
+    session = open_session(run)
+    states = session.states()
+    delta = session.parts.channels["lora"].condition(states["lora"], "fresh").delta
+    task = session.parts.tasks["fresh"]
+    evaluator = Evaluator(
+        session.policy, session.parts.tasks, EvaluationSettings(heldout_items=12), session.parts.sampling, 0
+    )
+    assert len(task.split("heldout")) == 12
+    scored = evaluator.cell(0, "fresh", ("live", "none"), Conditioning(delta=delta), "phase")
+    assert first == pytest.approx(sum(scored.rewards) / 12)
+
+
+def test_training_and_scoring_are_in_the_cost(run: Path) -> None:
+    found = probed(run, "--plasticity", "--seeds", "0", "--rounds", 2, "--items", 4)
+    steps = sum(found["results"]["plasticity"]["proposed"].values())
+    assert found["cost"]["optimizer_steps"] >= steps > 0
+    assert found["cost"]["trained_tokens"] > 0
+    scored = probed(run, "--drift", "--prompts", 4, "--tokens", 3)
+    pairs = sum(not r["identical"] for r in scored["results"]["drift"]["records"])
+    written = scored["cost"]["completion_tokens"]
+    assert 0 < written <= 2 * 4 * 3 * pairs
+    # Every completion is read by both sides, once for the exact sum and once for its tokens.
+    assert scored["cost"]["prompt_tokens"] > 4 * written
+
+
+def test_a_longer_continuation_is_estimated_to_cost_more(run: Path) -> None:
+    short, long = (probed(run, "--drift", "--prompts", 2, "--tokens", n)["estimate"]["drift"] for n in (2, 20))
+    assert long["rollouts"] == short["rollouts"]
+    assert long["tokens"] > short["tokens"]
+    assert long["seconds"] > short["seconds"]
+
+
+def test_a_recorded_run_gives_a_learning_curve(run: Path) -> None:
+    with RunStore.open(run) as store:
+        curve = run_curve(store, "largest", start="both clocks")
+        rounds, entries = store.rounds(), store.entries()
+        assert [p.problems for p in curve.points] == [0, 8, 16]  # 4 items in each of 2 + 2 rounds
+        own = sum(int(r.metrics["rollouts"]) for r in rounds) + sum(e.cost.rollouts for e in entries)
+        assert curve.points[-1].rollouts == own
+        assert (curve.seed, curve.start) == (4, "both clocks")
+        ends = {e.round: e for e in store.evaluations("phase") if (e.task, e.weights, e.prompt) ==
+                ("largest", "live", "learned")}  # fmt: skip
+        assert [p.score for p in curve.points[1:]] == [
+            pytest.approx(sum(ends[r].rewards) / len(ends[r].rewards)) for r in (2, 4)
+        ]
+        assert len(spent_by_round(store)) == 4
+        with pytest.raises(ValueError, match="at least 2 points"):
+            run_curve(store, "fresh", start="both clocks")
+    fast = sample_efficiency([curve], [curve], max(p.score for p in curve.points))
+    assert all(found.ratio.estimate == 1.0 for found in fast.running_max.values() if found.ratio.is_known)
 
 
 def test_one_seed_has_no_interval(run: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from twoclock.probing.curves import run_curve, spent_by_round
 from twoclock.probing.driver import fingerprint, probe_run
 from twoclock.probing.settings import Estimate, ProbeSettings
 
-__all__ = ["Estimate", "ProbeSettings", "fingerprint", "probe_run"]
+__all__ = ["Estimate", "ProbeSettings", "fingerprint", "probe_run", "run_curve", "spent_by_round"]

@@ -64,8 +64,8 @@ class ProbeContext:
 
     @property
     def begun(self) -> list[str]:
-        """The tasks that the run has trained on, in order."""
-        return list(dict.fromkeys(row.task for row in self.store.rounds()))
+        """The task of each round that the live states come from, in order: a task may come more than once."""
+        return [row.task for row in self.store.rounds() if row.round <= self.head.round]
 
     @property
     def seed(self) -> int:
@@ -110,20 +110,25 @@ class ProbeContext:
         return self.store.evaluations()
 
     @cached_property
-    def speed(self) -> tuple[float, float | None]:
-        """(tokens, seconds) a rollout of one sample, as the run's evaluations went; seconds None where none did."""
+    def speed(self) -> tuple[float, float, float | None]:
+        """(tokens read, tokens written, seconds) a rollout of one sample, as the run's evaluations went; seconds None
+        where none did."""
         timed = [e.cost for e in self.recorded if e.cost.rollouts and e.cost.seconds]
         rollouts = sum(cost.rollouts for cost in timed)
         if not rollouts:
-            return 0.0, None
-        return sum(cost.tokens for cost in timed) / rollouts, math.fsum(cost.seconds for cost in timed) / rollouts
+            return 0.0, 0.0, None
+        read, written = (sum(getattr(cost, f"{k}_tokens") for cost in timed) for k in ("prompt", "completion"))
+        return read / rollouts, written / rollouts, math.fsum(cost.seconds for cost in timed) / rollouts
 
-    def estimate(self, rollouts: int, *, passes: int = 0) -> Estimate:
-        """Of so many rollouts, and so many readings of a prompt with its completion beside them."""
-        tokens, seconds = self.speed
-        work = rollouts + passes
+    def estimate(self, rollouts: int, *, passes: int = 0, new_tokens: int | None = None) -> Estimate:
+        """Of so many rollouts, and so many readings of a prompt with its completion, which take half as long as writing
+        it; ``new_tokens`` is the length of a completion where it is not that of the run's own."""
+        read, written, seconds = self.speed
+        tokens = read + (written if new_tokens is None else new_tokens)
+        slower = tokens / (read + written) if read + written else 1.0
+        work = rollouts + passes / 2
         return Estimate(
             rollouts=rollouts,
-            tokens=round(work * tokens),
-            seconds=0.0 if work == 0 else None if seconds is None else work * seconds,
+            tokens=round((rollouts + passes) * tokens) if seconds is not None else 0,
+            seconds=0.0 if work == 0 else None if seconds is None else work * seconds * slower,
         )

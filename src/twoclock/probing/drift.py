@@ -18,11 +18,15 @@ from twoclock.probing.context import ProbeContext
 from twoclock.probing.meter import OutOfBudgetError
 from twoclock.probing.settings import Estimate
 from twoclock.seeding import child_seed
-from twoclock.types import Conditioning, Request, Sampling
+from twoclock.types import Conditioning, Cost, Request, Sampling
 
 __all__ = ["estimate", "measure", "obstacle"]
 
 Pair = tuple[Prompting, Conditioning, Conditioning]
+
+SIDES = ("live", "base")
+READINGS = 2
+"""Times that each side reads a completion: for the exact sum, and for the log-probabilities of its tokens."""
 
 
 def obstacle(context: ProbeContext) -> str | None:
@@ -37,11 +41,13 @@ def obstacle(context: ProbeContext) -> str | None:
 
 
 def estimate(context: ProbeContext) -> Estimate:
-    """Each direction of each pair samples once, unless both sides are one system; all are read again to be scored."""
+    """Each direction of each pair samples once, unless both sides are one system, and all is read by both sides to be
+    scored: once for the exact sum, once for the estimators."""
     total = Estimate()
     for _, prompts, under in _sets(context):
         pairs = {(p.id, q.id) for _, p, q in _pairs(context, under) if p.id != q.id}
-        total += context.estimate(2 * len(prompts) * len(pairs), passes=4 * len(prompts) * len(pairs))
+        each = 2 * len(prompts) * len(pairs)
+        total += context.estimate(each, passes=len(SIDES) * READINGS * each, new_tokens=context.settings.tokens)
     return total
 
 
@@ -82,7 +88,7 @@ WORDS: dict[str, str] = {
 def _sets(context: ProbeContext) -> list[tuple[str, list[str], str]]:
     """(name, prompts, the task whose learned prompt applies): general prompts, then each task's held-out ones."""
     count = context.settings.prompts
-    last = (context.begun or context.tasks)[-1]
+    last = (context.begun or context.tasks)[-1]  # the learned prompt of the task of the last live round
     sets = [("general", list(general_prompts()[:count]), last)]
     for task in context.tasks:
         items = context.parts.tasks[task].split("heldout")[:count]
@@ -145,6 +151,8 @@ def _one_way(
     assert isinstance(model, Trainable)
     means = model.exact_kl(texts, tokens, first, second) if kept else []
     lengths = [len(t) for t in tokens]
+    read = sum(model.prompt_tokens(text, side) for text in texts for side in (live, base))
+    context.meter.add(Cost(prompt_tokens=READINGS * (read + len(SIDES) * sum(lengths))))
     sums = [mean * length for mean, length in zip(means, lengths, strict=True)]
     names, seed = list(range(len(sums))), child_seed("probe-drift-interval", context.seed)
     return {

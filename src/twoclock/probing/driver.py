@@ -90,7 +90,7 @@ def probe_run(
             "cost": {**asdict(context.meter.spent), "seconds": time.perf_counter() - started},
             "stopped": {name: found["stopped"] for name, found in results.items() if found["stopped"]},
             "not_probed": missing,
-            # The digest too: what another process writes may stand in the ledger's log, which the fingerprint leaves out.
+            # The digest too: what another process writes may stand in the ledger's log, which no fingerprint holds.
             "run_unchanged": fingerprint(path) == before and store.digest() == digest,
             "results": {name: results[name] for name in PROBES if name in results},
         }

@@ -1,4 +1,4 @@
-"""Counting what a probe samples, and stopping it before it passes its budget."""
+"""Counting what a probe samples, reads and trains, and stopping it before it samples beyond its budget."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ class Meter:
 
     def fits(self, rollouts: int) -> bool:
         return self.left is None or rollouts <= self.left
+
+    def add(self, cost: Cost) -> None:
+        """Counts what was done beside sampling, such as reading completions to score them, or optimizer steps."""
+        self.spent += replace(cost, rollouts=0)
 
     def attach(self, policy: Policy) -> Policy:
         """The same policy with its sampling counted. A shallow copy, so that whatever else the policy can do, a local

@@ -8,8 +8,8 @@ proposals were rejected stands beside the ratio.
 
 from __future__ import annotations
 
+import copy
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from twoclock.build import Session, build_parts
 from twoclock.config import RunConfig, from_plain
 from twoclock.contracts import Channel
 from twoclock.loop import Loop
-from twoclock.measure import LearningCurve, Spent, learning_curve, plasticity_ratio
+from twoclock.measure import LearningCurve, learning_curve, plasticity_ratio
 from twoclock.probing.context import ProbeContext
+from twoclock.probing.curves import spent_by_round
 from twoclock.probing.meter import OutOfBudgetError
 from twoclock.probing.settings import Estimate
 from twoclock.store import RunStore
 from twoclock.tasks import Stream
-from twoclock.types import Budget, Conditioning, Declined, Evaluation, Evidence, PolicyCard, Proposal
+from twoclock.types import Cost, Evaluation, total
 
 __all__ = ["estimate", "measure", "obstacle"]
 
@@ -31,29 +32,13 @@ MOST_ROUNDS = 12
 ARMS = ("live", "base")
 
 
-class Begun:
-    """A slow channel that begins from a given state: in all else the channel that it stands for."""
-
-    def __init__(self, channel: Channel[Any], state: Any) -> None:
-        self._channel, self._state = channel, state
-        self.name, self.timescale = channel.name, channel.timescale
-
-    def init(self, card: PolicyCard, seed: int) -> Any:
-        return self._state
-
-    def propose(
-        self, bench: Any, state: Any, evidence: Evidence, budget: Budget, seed: int
-    ) -> Proposal[Any] | Declined:
-        return self._channel.propose(bench, state, evidence, budget, seed)
-
-    def condition(self, state: Any, task: str) -> Conditioning:
-        return self._channel.condition(state, task)
-
-    def dump(self, state: Any) -> bytes:
-        return self._channel.dump(state)
-
-    def load(self, blob: bytes) -> Any:
-        return self._channel.load(blob)
+def _begun(channel: Channel[Any], state: Any) -> Channel[Any]:
+    """A slow channel that begins from a given state: a shallow copy, so that in all else, its optional abilities too,
+    it is the channel that it stands for."""
+    begun: Any = copy.copy(channel)
+    begun.init = lambda card, seed: state
+    found: Channel[Any] = begun
+    return found
 
 
 def probe_task(context: ProbeContext) -> str | None:
@@ -119,17 +104,18 @@ def measure(context: ProbeContext) -> dict[str, Any]:
     stopped = None
     for seed in context.settings.seeds:
         pair: dict[str, LearningCurve] = {}
+        counts: dict[str, tuple[int, int]] = {}
         try:
             for arm in ARMS:
                 context.say(f"plasticity: training {task} from {arm}, seed {seed}")
-                pair[arm], counts = _arm(context, task, seed, arm)
-                proposed[arm] += counts[0]
-                rejected[arm] += counts[1]
+                pair[arm], counts[arm] = _arm(context, task, seed, arm)
         except OutOfBudgetError as error:
             stopped = f"{len(curves['base'])} of {len(context.settings.seeds)} seeds were trained: {error}"
             break
-        for arm, curve in pair.items():
-            curves[arm].append(curve)
+        for arm in ARMS:  # of both or of none: the seeds are pairs
+            curves[arm].append(pair[arm])
+            proposed[arm] += counts[arm][0]
+            rejected[arm] += counts[arm][1]
     rounds, _ = _spans(context)
     result: dict[str, Any] = {
         "task": task,
@@ -184,18 +170,22 @@ def _arm(context: ProbeContext, task: str, seed: int, arm: str) -> tuple[Learnin
         parts.stream = Stream([(phase.task, phase.rounds) for phase in config.stream], parts.tasks)
         if arm == "live":
             for name in context.slow:
-                parts.channels[name] = Begun(parts.channels[name], context.states[name])
+                parts.channels[name] = _begun(parts.channels[name], context.states[name])
         store = RunStore.create(Path(folder) / "arm", config=config.plain(), environment={})
         with store:
             session = Session(store, parts)
             session.__dict__["policy"] = context.policy
             loop = session.loop()
-            loop.begin()
-            for end in _ends(context):
-                loop.run(until=end)
-                if end < parts.stream.num_rounds:  # at the end of the phase the loop has evaluated
-                    store.record_evaluations(_on_the_way(loop, task, end))
-            curve = learning_curve(store.evaluations(), _spent(store), task, start=arm, seed=seed)
+            try:
+                loop.begin()
+                for end in _ends(context):
+                    loop.run(until=end)
+                    if end < parts.stream.num_rounds:  # at the end of the phase the loop has evaluated
+                        store.record_evaluations(_on_the_way(loop, task, end))
+            finally:
+                trained = total(entry.cost for entry in store.entries())
+                context.meter.add(Cost(trained_tokens=trained.trained_tokens, optimizer_steps=trained.optimizer_steps))
+            curve = learning_curve(store.evaluations(), spent_by_round(store), task, start=arm, seed=seed)
             offers = [e for e in store.entries() if e.timescale == "slow" and e.action in ("commit", "reject")]
     return curve, (len(offers), sum(e.action == "reject" for e in offers))
 
@@ -220,26 +210,3 @@ def _on_the_way(loop: Loop, task: str, round: int) -> list[Evaluation]:
     return loop.evaluator.cells(
         round, loop.channels, loop.states, tasks=[task], cells=[("live", "learned")], purpose="probe"
     )
-
-
-def _spent(store: RunStore) -> list[Spent]:
-    """What each round spent on learning: its own rollouts, and what the channels' proposals and trials took."""
-    entries = store.entries()
-
-    def of(round: int, count: Callable[[Any], int]) -> int:
-        return sum(count(entry.cost) for entry in entries if entry.round == round)
-
-    lines = []
-    for row in store.rounds():
-        items = {r.item_id for r in store.rollouts(row.round)}
-        read = int(row.metrics["prompt_tokens"] + row.metrics["completion_tokens"])
-        lines.append(
-            Spent(
-                round=row.round,
-                problems=len(items),
-                rollouts=int(row.metrics["rollouts"]) + of(row.round, lambda cost: int(cost.rollouts)),
-                tokens=read + of(row.round, lambda cost: int(cost.tokens)),
-                dead_groups=row.metrics["dead_groups"],
-            )
-        )
-    return lines
