@@ -129,7 +129,7 @@ def test_every_arm_s_allocator_can_be_built_and_every_channel_learns(recipe: str
         assert slow == [*half, *(n + 16 for n in half)]
 
 
-# --------------------------------------------------------------------------------------------------- what a user changes
+# -------------------------------------------------------------------------------------------------- what a user changes
 
 
 def test_what_the_user_set_wins_key_by_key() -> None:
