@@ -76,7 +76,7 @@ def _arm(point: Point) -> At:
     """An observer that dies at ``point``; for a place inside a step, something of the library is made to die there."""
     from twoclock.evaluation import Evaluator
     from twoclock.models.engine import _Decoding
-    from twoclock.slow import lora
+    from twoclock.slow import training
     from twoclock.store import blobs
     from twoclock.store.ledger import Ledger
 
@@ -91,7 +91,7 @@ def _arm(point: Point) -> At:
         "measuring": (Evaluator, "drift"),
         "transaction": (Ledger, "_add_snapshot"),
         "in the middle": (_Decoding, "_step"),
-        "optimizer": (lora._Training, "_updated"),
+        "optimizer": (training, "adamw"),
         "drift": (Evaluator, "gate_drift"),
         "half a blob": (blobs.os, "replace"),
         "blobs put": (Evaluator, "drift"),

@@ -101,6 +101,58 @@ def merged(policy: LocalPolicy, factors: Mapping[str, tuple[Any, Any]], scale: f
     return {f"{n}.weight": own[f"{n}.weight"].detach() + scale * b @ a for n, (a, b) in factors.items()}
 
 
+BOUNDS = {"grpo": (0.2, 0.2), "dr_grpo": (0.2, 0.2), "dapo": (0.2, 0.28), "cispo": (0.0, 4.0), "gspo": (3e-4, 4e-4)}
+
+
+def oracle_advantages(objective: str, evidence: Evidence) -> dict[int, float]:
+    """By ``id(rollout)``, as the definitions read."""
+    import torch
+
+    found: dict[int, float] = {}
+    every = [r for g in evidence.groups for r in g.rollouts]
+    for group in evidence.groups:
+        rewards = torch.tensor(group.rewards, dtype=torch.float64)
+        for n, rollout in enumerate(group.rollouts):
+            others = [r.reward for r in group.rollouts if r is not rollout]
+            if objective == "rloo":
+                found[id(rollout)] = rollout.reward - sum(others) / len(others)
+            elif objective == "reinforce":
+                rest = [r.reward for r in every if r is not rollout]
+                found[id(rollout)] = rollout.reward - sum(rest) / len(rest)
+            else:
+                centred = float(rewards[n] - rewards.mean())
+                found[id(rollout)] = centred if objective == "dr_grpo" else centred / (float(rewards.std()) + 1e-6)
+    return found
+
+
+def oracle_term(objective: str, new: Any, old: Any, advantage: float, low: float, high: float) -> Any:
+    """What one rollout adds to the undivided loss, token by token."""
+    import torch
+
+    if objective in ("rloo", "reinforce"):
+        return -advantage * new.sum()
+    if objective == "gspo":
+        ratio = torch.exp((new - old).mean())
+        return -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+    total = torch.zeros(())
+    for t in range(len(new)):
+        ratio = torch.exp(new[t] - old[t])
+        if objective == "cispo":
+            total = total - ratio.detach().clamp(low, high) * advantage * new[t]
+        else:
+            total = total - torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+    return total / len(new) if objective == "grpo" else total
+
+
+def oracle_share(objective: str, evidence: Evidence, steps: int) -> float:
+    """What the sum is divided by."""
+    rollouts = [r for g in evidence.groups for r in g.rollouts]
+    if objective in ("dapo", "cispo"):
+        return sum(len(r.completion.tokens) for r in rollouts) / steps
+    share = len(rollouts) / steps
+    return share * evidence.sampling.max_new_tokens if objective == "dr_grpo" else share
+
+
 def oracle_loss(
     policy: LocalPolicy,
     config: LoraConfig,
@@ -109,32 +161,42 @@ def oracle_loss(
     factors: Mapping[str, tuple[Any, Any]],
     start: Mapping[str, tuple[Any, Any]],
     scale: float,
-    num: float,
 ) -> Any:
     """The loss as its equation reads: rollout by rollout, token by token."""
     import torch
 
+    low, high = BOUNDS.get(config.objective, (0.0, 0.0))
+    low = low if config.clip_low is None else config.clip_low
+    high = high if config.clip_high is None else config.clip_high
+    advantages = oracle_advantages(config.objective, evidence)
+    share = oracle_share(config.objective, evidence, config.steps_per_round)
+    num = len(evidence.rollouts) / config.steps_per_round
     loss = torch.zeros(())
+    sequence_kl: dict[int, float] = {}
+    scored: list[tuple[Group, Rollout, Any, Any, Any]] = []
     for group in groups:
-        rewards = torch.tensor(group.rewards, dtype=torch.float64)
-        advantages = rewards - rewards.mean()
-        if config.scale_advantages:
-            advantages = advantages / (rewards.std() + 1e-6)
-        for rollout, advantage in zip(group.rollouts, advantages.tolist(), strict=True):
+        for rollout in group.rollouts:
             if not rollout.completion.tokens:
                 continue
             new = plain_logprobs(policy, merged(policy, factors, scale), rollout, group.item.prompt, evidence)
             with torch.no_grad():
                 old = plain_logprobs(policy, merged(policy, start, scale), rollout, group.item.prompt, evidence)
                 base = plain_logprobs(policy, {}, rollout, group.item.prompt, evidence)
-            total = torch.zeros(())
-            for t in range(len(new)):
-                ratio = torch.exp(new[t] - old[t])
-                clipped = torch.clamp(ratio, 1 - config.clip_low, 1 + config.clip_high)
-                total = total - torch.minimum(ratio * advantage, clipped * advantage)
-                total = total + config.kl_coef * 0.5 * (new[t] - base[t]) ** 2
-            loss = loss + total / len(new)
-    return loss / num
+            sequence_kl[id(rollout)] = float((old - base).sum())
+            scored.append((group, rollout, new, old, base))
+    for group, rollout, new, old, base in scored:
+        advantage = advantages[id(rollout)]
+        if config.kl == "k1_reward":
+            mean = sum(sequence_kl[id(r)] for r in group.rollouts) / len(group.rollouts)
+            advantage -= config.kl_coef * (sequence_kl[id(rollout)] - mean)
+        if rollout.age:
+            old = torch.tensor(rollout.completion.logprobs)
+        loss = loss + oracle_term(config.objective, new, old, advantage, low, high) / share
+        if config.kl == "k2_loss":
+            loss = loss + config.kl_coef * (0.5 * (new - base) ** 2).mean() / num
+        if config.kl == "k3_loss":
+            loss = loss + config.kl_coef * (torch.exp(base - new) - 1 - (base - new)).mean() / num
+    return loss
 
 
 class Oracle:
@@ -159,24 +221,17 @@ class Oracle:
 
         config, norms = self.config, []
         start = {n: (a.detach().clone(), b.detach().clone()) for n, (a, b) in self.factors.items()}
-        alive = [g for g in evidence.groups if len(set(g.rewards)) > 1]
+        # At the start the KL to the base is 0, so a dead group teaches nothing there.
+        moved = any(float(b.abs().max()) > 0 for _, b in start.values())
+        every = config.objective == "reinforce" or (config.kl == "k1_reward" and moved)
+        alive = [g for g in evidence.groups if every or len(set(g.rewards)) > 1]
         alive.sort(key=lambda g: child_seed("lora-order", seed, g.item.id))
-        num = len(evidence.rollouts) / config.steps_per_round
         for part in range(config.steps_per_round):
             groups = alive[part :: config.steps_per_round]
             if not groups:
                 continue
             self.optimizer.zero_grad()
-            loss = oracle_loss(
-                self.policy,
-                config,
-                evidence,
-                groups,
-                self.factors,
-                start,
-                self.scale,
-                num,  # type: ignore[arg-type]
-            )
+            loss = oracle_loss(self.policy, config, evidence, groups, self.factors, start, self.scale)  # type: ignore[arg-type]
             loss.backward()
             norms.append(float(torch.nn.utils.clip_grad_norm_(self.leaves, config.max_grad_norm)))
             self.optimizer.step()

@@ -64,9 +64,18 @@ def tensors_of(state: LoraState) -> Iterator[torch.Tensor]:
     [
         {},
         {"max_grad_norm": 1e-3, "weight_decay": 0.3},
-        {"scale_advantages": False, "kl_coef": 0.5},
+        {"objective": "dr_grpo", "kl": "k2_loss", "kl_coef": 0.5},
+        {"objective": "cispo", "kl": "k3_loss", "kl_coef": 0.5},
+        {"objective": "dapo", "kl": "k1_reward", "kl_coef": 0.5},
+        {"kl": "k1_reward", "kl_coef": 0.2, "steps_per_round": 2},
         {"steps_per_round": 2},
         {"steps_per_round": 8, "clip_low": 0.02, "clip_high": 0.04},
+        {"objective": "dapo", "steps_per_round": 4, "clip_low": 0.02, "clip_high": 0.04},
+        {"objective": "cispo", "steps_per_round": 4, "clip_low": 0.99, "clip_high": 1.01},
+        {"objective": "gspo", "steps_per_round": 2},
+        {"objective": "gspo", "steps_per_round": 2, "clip_low": 0.1, "clip_high": 0.1},
+        {"objective": "rloo"},
+        {"objective": "reinforce"},
     ],
     ids=str,
 )
@@ -74,7 +83,7 @@ def test_rounds_are_those_of_the_equation_and_of_torch(policy: LocalPolicy, chan
     config = replace(CONFIG, **changes)
     channel = LoraChannel(config)
     # The oracle begins where the channel does: at its own draw of A.
-    state = channel._started(channel.init(policy.card, 0), policy)
+    state = channel.started(channel.init(policy.card, 0), policy)
     oracle = Oracle(policy, config, state)
     for round_seed in range(3):
         evidence = make_evidence(policy, seed=round_seed)
@@ -99,7 +108,7 @@ def test_rounds_are_those_of_the_equation_and_of_torch(policy: LocalPolicy, chan
 def test_only_b_moves_in_the_first_step(policy: LocalPolicy, evidence: Evidence) -> None:
     """With B = 0 the gradient of A is 0, and AdamW without decay leaves it where it is."""
     channel = LoraChannel(CONFIG)
-    start = channel._started(channel.init(policy.card, 0), policy)
+    start = channel.started(channel.init(policy.card, 0), policy)
     after = offer(policy, evidence, state=start).state
     for name, (a, b) in start.tensors.items():
         assert torch.equal(after.tensors[name][0], a)
@@ -142,7 +151,7 @@ def test_several_texts_in_a_group_share_one_mean_and_deviation(policy: LocalPoli
 def test_groups_are_by_item_and_not_by_prompt(policy: LocalPolicy, evidence: Evidence) -> None:
     """Two items with the same prompt text stay two groups, with a mean of their own."""
     same = [replace(g, item=replace(g.item, prompt="What is it?")) for g in evidence.groups]
-    state = LoraChannel(CONFIG)._started(LoraChannel(CONFIG).init(policy.card, 0), policy)
+    state = LoraChannel(CONFIG).started(LoraChannel(CONFIG).init(policy.card, 0), policy)
     oracle, twins = Oracle(policy, CONFIG, state), replace(evidence, groups=tuple(same))
     norms = oracle.round(twins, 4)
     assert offer(policy, twins, state=state).metrics["grad_norm"] == pytest.approx(norms[0], rel=1e-3)
@@ -173,7 +182,7 @@ def test_the_slow_path_learns_the_same(evidence: Evidence, policy: LocalPolicy) 
 
 def test_empty_completions_count_in_the_group_and_carry_no_loss(policy: LocalPolicy, evidence: Evidence) -> None:
     emptied = with_completion(evidence, 0, 1, tokens=(), logprobs=(), text="", finish="error")
-    state = LoraChannel(CONFIG)._started(LoraChannel(CONFIG).init(policy.card, 0), policy)
+    state = LoraChannel(CONFIG).started(LoraChannel(CONFIG).init(policy.card, 0), policy)
     norms = Oracle(policy, CONFIG, state).round(emptied, 4)
     assert offer(policy, emptied, state=state).metrics["grad_norm"] == pytest.approx(norms[0], rel=1e-3)
     nothing = evidence
@@ -239,7 +248,7 @@ def test_a_fresh_state_is_the_identity(policy: LocalPolicy) -> None:
     state = channel.init(policy.card, 3)
     assert state.delta is None
     assert channel.condition(state, "any").is_identity
-    started = channel._started(state, policy)
+    started = channel.started(state, policy)
     assert started.delta is None
 
 
@@ -265,7 +274,7 @@ def test_dumped_and_loaded_it_is_the_same_and_learns_the_same(policy: LocalPolic
     channel = LoraChannel(CONFIG)
     for state in (
         channel.init(policy.card, 5),
-        channel._started(channel.init(policy.card, 5), policy),
+        channel.started(channel.init(policy.card, 5), policy),
         offer(policy, evidence).state,
     ):
         blob = channel.dump(state)
@@ -297,7 +306,7 @@ def test_rolled_back_the_logits_are_the_same_bits(policy: LocalPolicy, evidence:
 
 def test_seeds_draw_different_factors(policy: LocalPolicy) -> None:
     channel = LoraChannel(CONFIG)
-    one, two = (channel._started(channel.init(policy.card, seed), policy) for seed in (0, 1))
+    one, two = (channel.started(channel.init(policy.card, seed), policy) for seed in (0, 1))
     for name, (a, _) in one.tensors.items():
         assert not torch.equal(a, two.tensors[name][0])
         # Kaiming uniform with a = √5: bounded by 1 / √fan-in, and spread over the whole of it.
@@ -317,8 +326,8 @@ def test_a_damaged_dump_is_refused(policy: LocalPolicy, evidence: Evidence, dama
 def test_a_dump_of_a_later_format_is_refused(policy: LocalPolicy) -> None:
     channel = LoraChannel(CONFIG)
     blob = channel.dump(channel.init(policy.card, 0))
-    with pytest.raises(StoreError, match="its format is 2, and this version reads 1"):
-        channel.load(blob.replace(b'\\"format\\":1', b'\\"format\\":2'))
+    with pytest.raises(StoreError, match="its format is 3, and this version reads 1, 2"):
+        channel.load(blob.replace(b'\\"format\\":2', b'\\"format\\":3'))
     with pytest.raises(StoreError, match="KeyError"):
         channel.load(blob.replace(b'\\"modules\\"', b'\\"modulez\\"'))
 
@@ -358,7 +367,7 @@ def test_numbers_that_are_none_are_refused_before_the_step(policy: LocalPolicy, 
 def test_a_gradient_that_overflows_is_refused(policy: LocalPolicy, evidence: Evidence) -> None:
     """The loss is finite and its gradient is not."""
     channel = LoraChannel(CONFIG)
-    started = channel._started(channel.init(policy.card, 0), policy)
+    started = channel.started(channel.init(policy.card, 0), policy)
     huge = replace(started, tensors={n: (a * 1e30, b) for n, (a, b) in started.tensors.items()})
     before = channel.dump(huge)
     result = channel.propose(bench(policy), huge, evidence, Budget(), 4)

@@ -11,7 +11,10 @@ from twoclock.options import read_options
 
 __all__ = ["SLOW_CHANNELS", "build_slow"]
 
-SLOW_CHANNELS: dict[str, str] = {"lora": "low-rank changes of linear layers, trained by GRPO on the policy's rollouts"}
+SLOW_CHANNELS: dict[str, str] = {
+    "lora": "low-rank changes of linear layers, trained on the policy's rollouts",
+    "full": "changes of all parameters, trained on the policy's rollouts",
+}
 """Name → what it is."""
 
 
@@ -19,8 +22,12 @@ def build_slow(name: str, options: Mapping[str, Any]) -> Channel[Any]:
     """A slow channel from its name and plain options. Raises ConfigError with every mistake at once."""
     if name not in SLOW_CHANNELS:
         raise ConfigError(unknown_name("slow channel", name, SLOW_CHANNELS))
+    where = f"channel '{name}'"
     try:
+        from twoclock.slow.full import FullChannel, FullConfig
         from twoclock.slow.lora import LoraChannel, LoraConfig
     except ModuleNotFoundError as missing:
-        raise MissingExtraError.of(missing.name or "torch", "local", f"the slow channel '{name}'") from missing
-    return LoraChannel(read_options(LoraConfig, options, f"channel '{name}'"))
+        raise MissingExtraError.of(missing.name or "torch", "local", f"the slow {where}") from missing
+    if name == "full":
+        return FullChannel(read_options(FullConfig, options, where))
+    return LoraChannel(read_options(LoraConfig, options, where))

@@ -1,0 +1,92 @@
+"""What a user may set of any slow channel: the objective, its regulariser, and the optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from twoclock.errors import ConfigError, unknown_name
+
+__all__ = ["KL_FORMS", "OBJECTIVE_NAMES", "TrainingConfig"]
+
+OBJECTIVE_NAMES = ("grpo", "dr_grpo", "dapo", "cispo", "gspo", "rloo", "reinforce", "distill")
+KL_FORMS = ("none", "k1_reward", "k2_loss", "k3_loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How the weights learn, whatever part of them may move; formulas: :mod:`twoclock.nn.objectives`."""
+
+    objective: str = "grpo"
+    """``grpo``, ``dr_grpo``, ``dapo``, ``cispo``, ``gspo``, ``rloo``, ``reinforce``; or ``distill``: no reward, but the
+    reverse KL from the policy under the learned prompt to the policy under the prompt that the rollout had."""
+    grouping: Literal["item", "prompt"] = "item"
+    """One mean and deviation over all rollouts of an item, whatever their prompt (Fast-Slow Training), or one for each
+    prompt of an item, which takes at least two rollouts a prompt."""
+    clip_low: float | None = None
+    clip_high: float | None = None
+    """None: the objective's own. For cispo the least and greatest weight τ themselves, for the others ε."""
+    kl: Literal["none", "k1_reward", "k2_loss", "k3_loss"] = "none"
+    """How the reverse KL to the base under the same prompt is held down. ``k1_reward`` takes β Σ_t log π/π_base off the
+    advantage; ``k2_loss`` adds β ½ (log π/π_base)² to the loss: on-policy the same gradient. ``k3_loss`` is what many
+    libraries do; its gradient is that of the other KL."""
+    kl_coef: float = 0.0
+    """β; where ``kl_target`` is set, its first value."""
+    kl_target: float | None = None
+    """Nats a token that the KL of the rollouts is steered to: β doubles above 1.5 times the target, halves below it
+    divided by 1.5 (the adaptive penalty of PPO, arXiv:1707.06347, section 4)."""
+    overlong: Literal["keep", "mask", "soft"] = "keep"
+    """Answers cut off at the token limit: learned from, left out of the loss, or (DAPO) paid less the further they
+    reach into the last ``overlong_buffer`` tokens."""
+    overlong_buffer: int = 4
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.99
+    max_grad_norm: float = 1.0
+    steps_per_round: int = 1
+    """Optimizer steps a round, each on its share of the groups."""
+
+    def __post_init__(self) -> None:
+        problems = self._problems()
+        if problems:
+            raise ConfigError(problems)
+
+    def _problems(self) -> list[str]:
+        problems = [
+            f"{name} must be {rule}; got {getattr(self, name)!r}"
+            for name, rule, ok in (
+                ("learning_rate", "above 0", self.learning_rate > 0),
+                ("weight_decay", "0 or more", self.weight_decay >= 0),
+                ("beta1", "from 0 to below 1", 0 <= self.beta1 < 1),
+                ("beta2", "from 0 to below 1", 0 <= self.beta2 < 1),
+                ("steps_per_round", "a whole number from 1", self.steps_per_round >= 1),
+                ("max_grad_norm", "above 0", self.max_grad_norm > 0),
+                ("kl_coef", "0 or more", self.kl_coef >= 0),
+                ("kl_target", "above 0", self.kl_target is None or self.kl_target > 0),
+                ("clip_low", "0 or more", self.clip_low is None or self.clip_low >= 0),
+                ("clip_high", "0 or more", self.clip_high is None or self.clip_high >= 0),
+                ("overlong_buffer", "a whole number from 1", self.overlong_buffer >= 1),
+            )
+            if not ok
+        ]
+        for name, known in (
+            ("objective", OBJECTIVE_NAMES),
+            ("grouping", ("item", "prompt")),
+            ("kl", KL_FORMS),
+            ("overlong", ("keep", "mask", "soft")),
+        ):
+            if getattr(self, name) not in known:
+                problems.append(unknown_name(name, getattr(self, name), known))
+        if self.kl == "none" and (self.kl_coef > 0 or self.kl_target is not None):
+            problems.append('kl_coef and kl_target need a form of KL: set kl = "k1_reward" or "k2_loss"')
+        if self.kl != "none" and self.kl_coef == 0 and self.kl_target is None:
+            problems.append(f'kl = "{self.kl}" needs kl_coef above 0, or a kl_target')
+        if self.objective == "distill" and (self.kl != "none" or self.overlong == "soft"):
+            problems.append('objective = "distill" learns from no reward: kl and overlong = "soft" have no place in it')
+        if self.steps_per_round > 1 and self.objective in ("rloo", "reinforce"):
+            problems.append(
+                f'objective = "{self.objective}" has no importance weights, so it takes one step a round; set '
+                "steps_per_round = 1, or another objective"
+            )
+        return problems

@@ -1,0 +1,155 @@
+"""Who is credited with what: from graded groups to an advantage a rollout, or a token.
+
+Three sources add up: the reward of the task within its group; where it is asked for, the KL to the base as a reward
+(k1), centred within the group but never divided by its deviation, as a dead group would otherwise learn the KL's noise
+at full scale; and for distillation, instead of both, a token's own advantage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from twoclock.contracts import Trainable
+from twoclock.errors import ConfigError
+from twoclock.nn.objectives import Objective, advantages, soft_overlong_penalty
+from twoclock.slow.config import TrainingConfig
+from twoclock.types import Conditioning, Evidence, Group, Rollout
+
+__all__ = ["Credited", "between_prompts", "credit_distilled", "credit_rewards", "scored_under"]
+
+Scorer = Callable[
+    [Sequence[tuple[Group, Rollout]], Sequence[Callable[[Conditioning], Conditioning]]], list[list[list[float]]]
+]
+"""For each way to condition, for each rollout, the log-probability of each of its tokens."""
+
+
+@dataclass(frozen=True)
+class Credited:
+    """A rollout and its advantage: one number, or one a token."""
+
+    rollout: Rollout
+    advantage: float | tuple[float, ...]
+
+    @property
+    def teaches(self) -> bool:
+        """Whether any gradient comes from it."""
+        found = self.advantage if isinstance(self.advantage, tuple) else (self.advantage,)
+        return bool(self.rollout.completion.tokens) and any(found)
+
+
+def credit_rewards(
+    config: TrainingConfig,
+    objective: Objective,
+    evidence: Evidence,
+    kl_coef: float,
+    kl_of: Mapping[int, float] | None,
+) -> list[list[Credited]]:
+    """One list a group. ``kl_of`` has, by ``id(rollout)``, the sequence's k1 = Σ_t log π/π_base where it is a reward.
+
+    Raises ConfigError where per-prompt grouping is undefined: a prompt with one rollout has no deviation.
+    """
+    units = [unit for group in evidence.groups for unit in _units(config, group, evidence)]
+    limit = evidence.sampling.max_new_tokens
+
+    def paid(rollout: Rollout) -> float:
+        if config.overlong != "soft":
+            return rollout.reward
+        length = len(rollout.completion.tokens)
+        return rollout.reward + soft_overlong_penalty(
+            length, max_tokens=limit, buffer=min(config.overlong_buffer, limit)
+        )
+
+    earned = advantages(objective, [[paid(r) for r in unit] for unit in units])
+    by_id = {id(r): a for unit, row in zip(units, earned, strict=True) for r, a in zip(unit, row, strict=True)}
+    if kl_of is not None:
+        for unit in units:
+            mean = math.fsum(kl_of[id(r)] for r in unit) / len(unit)
+            for r in unit:
+                by_id[id(r)] -= kl_coef * (kl_of[id(r)] - mean)
+    masked = config.overlong == "mask"
+    return [
+        [Credited(r, 0.0 if masked and r.completion.finish == "length" else by_id[id(r)]) for r in group.rollouts]
+        for group in evidence.groups
+    ]
+
+
+def _units(config: TrainingConfig, group: Group, evidence: Evidence) -> list[list[Rollout]]:
+    """The rollouts that share a mean."""
+    if config.grouping == "item":
+        return [list(group.rollouts)]
+    by_text: dict[str, list[Rollout]] = {}
+    for rollout in group.rollouts:
+        by_text.setdefault(evidence.conditionings[rollout.conditioning_id].text_id, []).append(rollout)
+    if any(len(unit) < 2 for unit in by_text.values()):
+        raise ConfigError(
+            'grouping = "prompt" needs at least two rollouts of an item under each prompt; item '
+            f"'{group.item.id}' has {', '.join(str(len(u)) for u in by_text.values())}: raise [rollouts] per_item, "
+            'lower prompts_per_item, or set grouping = "item"'
+        )
+    return list(by_text.values())
+
+
+def credit_distilled(evidence: Evidence, teacher: Conditioning, score: Scorer) -> list[list[Credited]]:
+    """Reverse KL from the policy under the teacher's prompt, at the tokens that were sampled without it:
+    A_t = log π(y_t | teacher, x, y_<t) − log π(y_t | own, x, y_<t), both under the weights before the step.
+
+    On-policy, −A_t ∇log π is an unbiased estimate of the gradient of each position's KL(π‖π_teacher); what a token does
+    to the KL of later positions is left out, as is usual in on-policy distillation. A rollout that was sampled under
+    the teacher's own prompt has nothing to learn: exact zeros.
+    """
+    pairs = [(g, r) for g in evidence.groups for r in g.rollouts if r.completion.tokens]
+    pairs = [(g, r) for g, r in pairs if evidence.conditionings[r.conditioning_id].text_id != teacher.text_id]
+
+    def taught(own: Conditioning) -> Conditioning:
+        return Conditioning(system=teacher.system, exemplars=teacher.exemplars, delta=own.delta)
+
+    student, prompted = score(pairs, [lambda own: own, taught]) if pairs else ([], [])
+    by_id = {
+        id(r): tuple(t - s for s, t in zip(one, other, strict=True))
+        for (_, r), one, other in zip(pairs, student, prompted, strict=True)
+    }
+    return [[Credited(r, by_id.get(id(r), 0.0)) for r in group.rollouts] for group in evidence.groups]
+
+
+def scored_under(model: Trainable, evidence: Evidence, weights: Conditioning) -> Scorer:
+    """Scores rollouts under the weights of ``weights`` and the text that each way makes of the rollout's own."""
+
+    def score(
+        pairs: Sequence[tuple[Group, Rollout]], ways: Sequence[Callable[[Conditioning], Conditioning]]
+    ) -> list[list[list[float]]]:
+        found: list[list[list[float]]] = [[[] for _ in pairs] for _ in ways]
+        by_text: dict[str, list[int]] = {}
+        for index, (_, rollout) in enumerate(pairs):
+            text = evidence.conditionings[rollout.conditioning_id]
+            by_text.setdefault(text.text_id, []).append(index)
+        for indices in by_text.values():
+            text = evidence.conditionings[pairs[indices[0]][1].conditioning_id]
+            own = Conditioning(system=text.system, exemplars=text.exemplars, delta=weights.delta)
+            rows = model.logprobs_under(
+                [pairs[i][0].item.prompt for i in indices],
+                [pairs[i][1].completion.tokens for i in indices],
+                [way(own) for way in ways],
+                temperature=evidence.sampling.temperature,
+            )
+            for way, values in enumerate(rows):
+                for i, row in zip(indices, values, strict=True):
+                    found[way][i] = row
+        return found
+
+    return score
+
+
+def between_prompts(evidence: Evidence) -> float:
+    """The share of the reward's sum of squares within items that lies between prompts: near 1, an advantage ranks
+    prompts; near 0, it ranks answers. 0 where there is no variance, or one prompt."""
+    between = whole = 0.0
+    for group in evidence.groups:
+        mean = group.mean_reward
+        by_text: dict[str, list[float]] = {}
+        for rollout in group.rollouts:
+            by_text.setdefault(evidence.conditionings[rollout.conditioning_id].text_id, []).append(rollout.reward)
+        whole += math.fsum((r - mean) ** 2 for r in group.rewards)
+        between += math.fsum(len(rs) * (math.fsum(rs) / len(rs) - mean) ** 2 for rs in by_text.values())
+    return between / whole if whole > 0 else 0.0
