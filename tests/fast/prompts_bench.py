@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from twoclock.contracts import Trainable
+from twoclock.contracts import Policy, Trainable
 from twoclock.errors import BudgetError, UnsupportedError
 from twoclock.seeding import child_rng, child_seed
 from twoclock.types import (
@@ -18,7 +18,9 @@ from twoclock.types import (
     Group,
     Item,
     PolicyCard,
+    Request,
     Rollout,
+    Sampling,
     SplitName,
 )
 
@@ -65,6 +67,9 @@ class FakeBench:
         rollouts: int | None = None,
         tokens: int | None = None,
         weights: str | None = None,
+        ahead: Sequence[Item] = (),
+        keeps: bool = False,
+        policy: Policy | None = None,
     ) -> None:
         self.answer = answer
         self.task = task or FakeTask()
@@ -74,6 +79,10 @@ class FakeBench:
         delta = Delta(id=weights, kind="fake", base="b" * 64, payload=None) if weights else None
         self.others = Conditioning(delta=delta)
         self.calls: list[tuple[tuple[str, ...], tuple[Conditioning, ...], int, int]] = []
+        self.paired: list[bool] = []
+        """Whether each call was paired."""
+        self.ahead, self.keeps_upcoming, self.policy = tuple(ahead), keeps, policy
+        self.written: list[str] = []
 
     @property
     def rollouts_left(self) -> int | None:
@@ -85,8 +94,17 @@ class FakeBench:
         known = self.task.split(split)
         return tuple(child_rng("fake.draw", seed).sample(known, min(count, len(known))))
 
+    def upcoming(self, count: int) -> tuple[Item, ...]:
+        return self.ahead[:count]
+
     def roll_out(
-        self, items: Sequence[Item], conditionings: Sequence[Conditioning], samples: int, seed: int
+        self,
+        items: Sequence[Item],
+        conditionings: Sequence[Conditioning],
+        samples: int,
+        seed: int,
+        *,
+        paired: bool = True,
     ) -> tuple[Group, ...]:
         count = len(items) * len(conditionings) * samples
         if self.rollouts is not None and self.spent.rollouts + count > self.rollouts:
@@ -95,17 +113,32 @@ class FakeBench:
             raise BudgetError(f"{10 * count} tokens asked for, {self.tokens - self.spent.tokens} left")
         self.spent = self.spent + Cost(rollouts=count, prompt_tokens=9 * count, completion_tokens=count)
         self.calls.append((tuple(i.id for i in items), tuple(conditionings), samples, seed))
-        return tuple(self._group(item, conditionings, samples, seed) for item in items)
+        self.paired.append(paired)
+        return tuple(self._group(item, conditionings, samples, seed, paired) for item in items)
+
+    def write(self, prompt: str, *, max_new_tokens: int, seed: int) -> Completion:
+        if self.policy is None:
+            raise UnsupportedError("this fake bench has nobody who writes")
+        if self.rollouts is not None and self.spent.rollouts >= self.rollouts:
+            raise BudgetError("one rollout asked for, none left")
+        self.written.append(prompt)
+        request = Request(prompt=prompt, conditioning=self.others, seeds=(seed,))
+        done = self.policy.sample([request], Sampling(max_new_tokens=max_new_tokens))[0][0]
+        cost = Cost(rollouts=1, prompt_tokens=done.prompt_tokens, completion_tokens=len(done.tokens))
+        self.spent = self.spent + cost
+        return done
 
     def trainable(self) -> Trainable:
         raise UnsupportedError("the fake bench has no weights")
 
-    def _group(self, item: Item, conditionings: Sequence[Conditioning], samples: int, seed: int) -> Group:
+    def _group(
+        self, item: Item, conditionings: Sequence[Conditioning], samples: int, seed: int, paired: bool
+    ) -> Group:
         rollouts = []
         for conditioning in conditionings:
             joined = self.others.join(conditioning)
             for s in range(samples):
-                own = child_seed("fake.rollout", seed, item.id, s)
+                own = child_seed("fake.rollout", seed, item.id, s, *([] if paired else [joined.id]))
                 text = self.answer(item, joined, own)
                 done = Completion(tokens=(1,), logprobs=(0.0,), text=text, finish="stop", prompt_tokens=9)
                 grade = self.task.grade([item], [text])[0]

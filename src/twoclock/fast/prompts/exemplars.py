@@ -9,7 +9,7 @@ from twoclock.contracts import Task
 from twoclock.fast.prompts.state import Candidate
 from twoclock.types import Evidence, Item
 
-__all__ = ["draw_turns", "gold_turns", "mutate", "new_candidates", "proven_turns"]
+__all__ = ["Turn", "draw_turns", "gold_turns", "mutate", "new_candidates", "proven_turns"]
 
 Turn = tuple[str, str]
 

@@ -1,13 +1,13 @@
 """One search: how a budget is cut into stages, and successive halving over them.
 
-Every candidate of a stage answers the same new items with the same
-random numbers, in one call; scores add up over the stages of one search and are thrown away with it.
+Every candidate of a stage answers the same new items, in one call, with the same random numbers unless the rollouts are
+to be learned from later; scores add up over the stages of one search and are thrown away with it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from twoclock.contracts import Workbench
@@ -86,10 +86,19 @@ class Scores:
 
 
 def halve(
-    bench: Workbench, candidates: Sequence[Candidate], items: Sequence[Item], plan: SearchPlan, seed: int
+    bench: Workbench,
+    candidates: Sequence[Candidate],
+    items: Sequence[Item],
+    plan: SearchPlan,
+    seed: int,
+    *,
+    kept: Collection[str] = (),
 ) -> Scores:
     """Run the plan. ``candidates[0]`` (the deployed one) is in every stage; the others stay by mean score so far,
-    earlier ones first where means are equal.
+    earlier ones first where means are equal. Items are taken in the order given.
+
+    ``kept`` holds the ids of items whose rollouts are to be learned from later: on these each rollout has random
+    numbers of its own, on all others candidates share theirs (see :meth:`~twoclock.contracts.Workbench.roll_out`).
 
     Raises BudgetError where a limit that the plan does not know (tokens) forbids even the first stage; later on it only
     ends the search early.
@@ -102,25 +111,27 @@ def halve(
         ranked = sorted(rest, key=lambda c: -math.fsum(rows[c.id]))  # stable; all have seen the same items
         entering = [first, *ranked[: keep - 1]]
         try:
-            groups = bench.roll_out(
-                items[seen : seen + new],
-                [c.conditioning for c in entering],
-                plan.samples,
-                child_seed("prompts.search", seed, stage),
-            )
+            for paired, batch in _parts(items[seen : seen + new], kept):
+                numbers = child_seed("prompts.search", seed, stage)
+                groups = bench.roll_out(batch, [c.conditioning for c in entering], plan.samples, numbers, paired=paired)
+                alive, seen = entering, seen + len(batch)
+                for group in groups:
+                    for k, candidate in enumerate(alive):
+                        drawn = group.rewards[k * plan.samples : (k + 1) * plan.samples]
+                        rows[candidate.id].append(math.fsum(drawn) / plan.samples)
         except BudgetError:
-            if stage == 0:
+            if seen == 0:
                 raise
             break
-        alive = entering
-        for group in groups:
-            for k, candidate in enumerate(alive):
-                drawn = group.rewards[k * plan.samples : (k + 1) * plan.samples]
-                rows[candidate.id].append(math.fsum(drawn) / plan.samples)
-        seen += new
     ids = {c.id for c in alive}
     return Scores(
         finalists=tuple(alive),
         rows=tuple(tuple(rows[c.id]) for c in alive),
         eliminated=tuple(c for c in candidates if c.id not in ids),
     )
+
+
+def _parts(items: Sequence[Item], kept: Collection[str]) -> list[tuple[bool, Sequence[Item]]]:
+    """A stage's items by whether their rollouts are paired: those to be kept first."""
+    parts = [(False, [i for i in items if i.id in kept]), (True, [i for i in items if i.id not in kept])]
+    return [(paired, batch) for paired, batch in parts if batch]

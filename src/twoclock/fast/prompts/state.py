@@ -26,7 +26,7 @@ class Candidate:
     parent: str | None = None
     """The id of the candidate that this one was made from."""
     origin: str = "empty"
-    """``empty``, ``instruction``, ``exemplars``, ``mutation`` or ``reflective``."""
+    """``empty``, ``instruction``, ``exemplars``, ``mutation``, ``edit``, ``crossover``, ``reflective`` or ``self``."""
 
     @cached_property
     def id(self) -> str:
