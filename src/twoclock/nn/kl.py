@@ -59,8 +59,10 @@ def kl_loss(
     ``k1`` is refused: its expected gradient is 0. An empty completion contributes nothing.
     """
     if which not in ("k2", "k3"):
-        why = "the expected gradient of k1 is 0; take kl_values(..., 'k1') off the reward, or " if which == "k1" else ""
-        raise ValueError(f"a KL loss is k2 or k3; got {which!r}: {why}use 'k2', whose gradient is that of the KL")
+        raise ValueError(
+            f"a KL loss is k2 or k3; got {which!r}. k1 has an expected gradient of 0: take kl_values(..., 'k1') off "
+            "the reward, or use 'k2', whose gradient is the same KL's"
+        )
     if mask.shape != logprobs.shape:
         raise ValueError(f"the mask must be {tuple(logprobs.shape)}, as the log-probabilities; got {tuple(mask.shape)}")
     real, mask = mask != 0, mask.to(logprobs.dtype)
