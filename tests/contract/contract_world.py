@@ -15,8 +15,8 @@ import torch
 from tiny_world import SAMPLING, gather, tiny_bench
 from twoclock.contracts import Channel, Task
 from twoclock.hashing import content_hash
+from twoclock.models.mounting import Mounting
 from twoclock.models.plain import plain_logits
-from twoclock.nn.lowrank import mounted
 from twoclock.types import Budget, Completion, Conditioning, Proposal, Request, Sampling
 
 PROBES = ("Which number is the largest: 12, 40?", "2 + 2 = ?")
@@ -26,7 +26,8 @@ PROBES = ("Which number is the largest: 12, 40?", "2 + 2 = ?")
 def logits(policy: Any, conditioning: Conditioning) -> list[torch.Tensor]:
     """What the model says of each probe under a conditioning, [T, V] each, by its own plain forward pass."""
     linears = {n: m for n, m in policy.model.named_modules() if isinstance(m, torch.nn.Linear)}
-    with mounted(linears, conditioning.delta.payload if conditioning.delta else None):
+    mount = Mounting(policy.model, linears)
+    with mount(conditioning.delta.payload if conditioning.delta else None):
         return [plain_logits(policy.model, policy.render(probe, conditioning)) for probe in PROBES]
 
 
