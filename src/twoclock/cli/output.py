@@ -41,7 +41,7 @@ set_option = click.option(
     "overrides",
     multiple=True,
     metavar="A.B=VALUE",
-    help="Override a setting, such as --set run.seed=3 or --set stream.0.rounds=4; may be repeated.",
+    help="Override a setting, such as --set recipe=rl_only or --set stream.0.rounds=4; may be repeated.",
 )
 
 
