@@ -131,9 +131,7 @@ class FakeBench:
     def trainable(self) -> Trainable:
         raise UnsupportedError("the fake bench has no weights")
 
-    def _group(
-        self, item: Item, conditionings: Sequence[Conditioning], samples: int, seed: int, paired: bool
-    ) -> Group:
+    def _group(self, item: Item, conditionings: Sequence[Conditioning], samples: int, seed: int, paired: bool) -> Group:
         rollouts = []
         for conditioning in conditionings:
             joined = self.others.join(conditioning)

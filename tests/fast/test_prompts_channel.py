@@ -13,6 +13,7 @@ from twoclock.allocate.gates import PairedTrialGate
 from twoclock.contracts import Population
 from twoclock.errors import ConfigError, StoreError
 from twoclock.fast.prompts import Candidate, Pool, PromptsChannel, PromptsConfig, PromptsState, Score
+from twoclock.models.scripted import ScriptedPolicy
 from twoclock.seeding import child_seed
 from twoclock.types import Budget, Conditioning, Cost, Declined, Item, Proposal
 
@@ -30,9 +31,11 @@ def search(
     return channel.propose(bench, state, evidence_of(bench, seed=seed), Budget(rollouts=rollouts), seed)
 
 
-def turn(channel: PromptsChannel, state: PromptsState, answer: Answer, seed: int) -> tuple[PromptsState, bool]:
+def turn(
+    channel: PromptsChannel, state: PromptsState, answer: Answer, seed: int, bench: FakeBench | None = None
+) -> tuple[PromptsState, bool]:
     """One search and its judgement, as the loop does it: the next state, and whether the deployed prompt changed."""
-    bench = bench_of(answer)
+    bench = bench or bench_of(answer)
     evidence = evidence_of(bench, seed=seed)
     offer = channel.propose(bench, state, evidence, Budget(rollouts=192), child_seed("propose", seed))
     if isinstance(offer, Declined):
@@ -41,7 +44,7 @@ def turn(channel: PromptsChannel, state: PromptsState, answer: Answer, seed: int
         bench, channel, state, offer, evidence, Budget(), child_seed("judge", seed)
     )
     if not verdict.accepted:
-        return state, False
+        return offer.fallback or state, False
     return offer.state, channel.condition(offer.state, TASK) != channel.condition(state, TASK)
 
 
@@ -68,6 +71,35 @@ def test_changes_without_effect_are_refused() -> None:
         changes += changed
     assert changes <= 24, f"{changes} of 240 searches changed the deployed prompt on a coin flip"
     assert offered > 20  # pools did move: the searches were real
+
+
+def scribbler(prompt: str, conditioning: Conditioning, seed: int) -> str:
+    """A policy whose reflections pass every guard and mean nothing."""
+    words = [f"word{chr(97 + seed // 26**n % 26)}{chr(97 + seed // 26 ** (n + 3) % 26)}" for n in range(9)]
+    return "Think of " + " ".join(words)
+
+
+@pytest.mark.parametrize(
+    "proposers", [("edits",), ("exemplars", "edits"), ("self",), ("exemplars", "edits", "self")], ids="+".join
+)
+@pytest.mark.parametrize("window", ["random", "ahead"])
+def test_no_proposer_gets_changes_without_effect_past_the_gate(proposers: tuple[str, ...], window: str) -> None:
+    if "self" in proposers:
+        pytest.importorskip("gepa")
+    channel = PromptsChannel(PromptsConfig(proposers=proposers, window=window))  # type: ignore[arg-type]
+    state, changes, moved, origins = PromptsState(), 0, 0, set()
+    for seed in range(100):
+        coming = SHARED.split("train")[seed % 4 * 40 :]
+        bench = FakeBench(coin_flip, task=SHARED, ahead=coming, keeps=True, policy=ScriptedPolicy(scribbler))
+        before = state
+        state, changed = turn(channel, state, coin_flip, seed, bench)
+        moved += state != before
+        changes += changed
+        origins |= {c.origin for c in state.pool(TASK).candidates}
+    assert changes <= 10, f"{changes} of 100 searches changed the deployed prompt on a coin flip"
+    assert moved >= 20  # pools did move: the searches were real
+    made = {"exemplars": "exemplars", "edits": "edit", "self": "self"}
+    assert {made[name] for name in proposers} <= origins
 
 
 def test_a_prompt_that_harms_is_replaced() -> None:
@@ -288,6 +320,36 @@ def test_the_same_arguments_give_the_same_bytes_and_touch_nothing() -> None:
         assert channel.dump(channel.load(channel.dump(state))) == channel.dump(state)
     other = search(channel, PromptsState(), bench_of(coin_flip), 77)
     assert other != search(channel, PromptsState(), bench_of(coin_flip), 78)
+
+
+@pytest.mark.parametrize("window", ["random", "ahead"])
+def test_every_proposer_together_keeps_the_laws(window: str) -> None:
+    """The same arguments, the same offer; live state untouched; bytes exact; the budget held, reflections included."""
+    pytest.importorskip("gepa")
+    proposers = ("exemplars", "edits", "self", "reflective")
+    config = PromptsConfig(proposers=proposers, window=window, num_reflections=1)  # type: ignore[arg-type]
+    channel = PromptsChannel(config, lambda prompt: f"```\nThink of {child_seed('words', len(prompt))} things.\n```")
+    state, fallbacks = PromptsState(), 0
+    for seed in range(12):
+        offers = []
+        for _ in range(2):
+            coming = SHARED.split("train")[seed * 10 :]
+            policy = ScriptedPolicy(scribbler)
+            bench = FakeBench(coin_flip, task=SHARED, rollouts=150, ahead=coming, keeps=True, policy=policy)
+            blob = channel.dump(state)
+            offers.append(channel.propose(bench, state, evidence_of(bench, seed=seed), Budget(rollouts=120), seed))
+            assert channel.dump(state) == blob
+            assert offers[-1].cost.rollouts == bench.spent.rollouts <= 120
+            assert offers[-1].cost.reflector_calls == 1
+            assert len(bench.written) == 1
+        assert offers[0] == offers[1]
+        offer = offers[0]
+        assert isinstance(offer, Proposal)
+        for offered in (offer.state, offer.fallback):
+            assert offered is None or channel.load(channel.dump(offered)) == offered
+        fallbacks += offer.fallback is not None
+        state = offer.fallback or offer.state
+    assert fallbacks > 2
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ _RECORD_JSON = re.compile(r"""^[\s\[{]*[\[{]\s*["'][^"'\n]*["']\s*[:,\]]""")
 SHARED_BY = 0.1
 """An n-gram that stands in more than this share of the items is the task's wording, not an item's."""
 
-ECHO_TOKENS = 6
+ECHO_TOKENS = 7
 """So many tokens in a row of the reflection prompt's own wording are an echo of it."""
 LOOP_LINES, LOOP_RUNS, LOOP_PERIOD = 3, 4, 12
 """A line that stands three times, or a run of up to twelve tokens that stands four times in a row, is a loop."""

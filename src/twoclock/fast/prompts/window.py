@@ -53,7 +53,7 @@ def showable(gold: Iterable[str], items: Sequence[Item]) -> tuple[str, ...]:
     """Those right answers that give none of ``items`` away: an answer that many items share does not."""
     gold = tuple(gold)
     asked = [(i.reference or "").strip() for i in items]
-    common = common_answers([*gold, *asked])
+    common = common_answers(gold) | common_answers(asked)
     return tuple(dict.fromkeys(g for g in gold if g in common or g not in asked))
 
 
