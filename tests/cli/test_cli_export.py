@@ -19,6 +19,7 @@ from twoclock.errors import ModelError  # noqa: E402
 from twoclock.models.plain import plain_logits  # noqa: E402
 from twoclock.nn.lowrank import mounted  # noqa: E402
 from twoclock.slow import SLOW_CHANNELS  # noqa: E402
+from twoclock.slow.full import FullState  # noqa: E402
 from twoclock.slow.lora import LoraState  # noqa: E402
 from twoclock.store import RunStore  # noqa: E402
 from twoclock.types import Budget, Cost, LedgerEntry, Proposal, RoundRecord, Snapshot  # noqa: E402
@@ -32,7 +33,7 @@ TOKENS = list(range(40, 60))
 
 def make_run(path: Path, model: Path, card: Any, states: Mapping[str, list[bytes]], **model_section: Any) -> Path:
     """A run whose channels had these dumped states, round by round; the slow channels are those of the table."""
-    channels = {name: OPTIONS if name in SLOW_CHANNELS else {} for name in states}
+    channels = {name: OPTIONS if name == "lora" else {} for name in states}
     config = {
         "stream": [{"task": "largest", "rounds": 9}],
         "channels": channels,
@@ -248,34 +249,29 @@ def test_names_of_channels(run: Path, tmp_path: Path) -> None:
     well("export", run, folder, "--channel", "lora")
 
 
-def test_several_slow_channels_are_a_choice(
-    base: Path, policy: Any, learned: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import twoclock.build
-
-    monkeypatch.setitem(SLOW_CHANNELS, "lora2", "another")
-    monkeypatch.setattr(twoclock.build, "build_channel", lambda name, options, _: make_channel("lora", **options))
-    lora = make_channel("lora", **OPTIONS)
-    blobs = [lora.dump(state) for state in learned]
-    run = make_run(tmp_path / "run", base, policy.card, {"lora": blobs, "lora2": blobs[:2]})
-    assert "has several slow channels: give --channel lora or lora2" in refused(run, tmp_path / "adapter")
-    found = json.loads(well("export", run, tmp_path / "adapter", "--channel", "lora2", "--json").stdout)
-    with RunStore.open(run) as store:
-        assert found["state"] == store.snapshot_at(1).states["lora"]
+@pytest.fixture
+def two_slow(tmp_path: Path, base: Path, policy: Any, learned: list[Any]) -> Path:
+    """A run with both slow channels."""
+    lora, full = make_channel("lora", **OPTIONS), make_channel("full")
+    tensors = {name: torch.full(shape, 0.01) for name, shape in policy.parameter_shapes(["norm"]).items()}
+    moved = FullState(7, 1, policy.base_hash, tensors, {n: (t.clone(), t.clone()) for n, t in tensors.items()})
+    blobs = {
+        "lora": [lora.dump(state) for state in learned],
+        "full": [full.dump(full.init(policy.card, 0)), full.dump(moved)],
+    }
+    return make_run(tmp_path / "two", base, policy.card, blobs)
 
 
-def test_changes_that_no_adapter_can_hold(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
+def test_several_slow_channels_are_a_choice(two_slow: Path, tmp_path: Path) -> None:
+    assert "has several slow channels: give --channel full or lora" in refused(two_slow, tmp_path / "adapter")
+    found = json.loads(well("export", two_slow, tmp_path / "adapter", "--channel", "lora", "--json").stdout)
+    assert found["channel"] == "lora"
 
-    whole = LoraState.delta
 
-    def full(self: LoraState) -> Any:
-        delta = whole.func(self)  # type: ignore[attr-defined]
-        return delta and replace(delta, kind="full")
-
-    monkeypatch.setattr(LoraState, "delta", property(full))
-    said = refused(run, tmp_path / "adapter")
-    assert "of the kind 'full', which an adapter folder cannot hold; only 'lora' can be exported" in said
+def test_changes_that_no_adapter_can_hold(two_slow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twoclock.models.sources.locate", lambda *_, **__: pytest.fail("the base was fetched in vain"))
+    said = refused(two_slow, tmp_path / "adapter", "--channel", "full")
+    assert "the state of 'full' is a change of weights of the kind 'full', which an adapter folder cannot hold" in said
     assert not (tmp_path / "adapter").exists()
 
 

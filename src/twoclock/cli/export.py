@@ -39,7 +39,7 @@ def command(run: Path, folder: Path, round: int | None, channel: str | None, as_
         name = _slow_channel(store, channel)
         state, delta = _state(store, name, snapshot)
         base = _base(store, delta)
-        _write(state, delta, folder, base["source"])
+        _write(state, folder, base["source"])
         fast = sorted(e.channel for e in store.entries(action="init") if e.timescale == "fast" and e.channel != "null")
         found: dict[str, Any] = {
             "run": str(run),
@@ -95,15 +95,15 @@ def _state(store: RunStore, name: str, snapshot: Snapshot) -> tuple[Any, Delta]:
             f"there is nothing to export: the state of '{name}' after round {snapshot.round} has taken no step, so it "
             f"is the base model itself; which rounds changed it: twoclock log {store.path} --channel {name}"
         )
+    if delta.kind != "lora":
+        raise ConfigError(
+            f"the state of '{name}' is a change of weights of the kind '{delta.kind}', which an adapter folder cannot "
+            "hold; only 'lora' can be exported"
+        )
     return state, delta
 
 
-def _write(state: Any, delta: Delta, folder: Path, base: str) -> None:
-    if delta.kind != "lora":
-        raise ConfigError(
-            f"this state is a change of weights of the kind '{delta.kind}', which an adapter folder cannot hold; only "
-            "'lora' can be exported"
-        )
+def _write(state: Any, folder: Path, base: str) -> None:
     from twoclock.slow.lora_export import export_peft
 
     export_peft(state, folder, base)
