@@ -5,6 +5,7 @@ Written by ``twoclock probe``; read by the report and by ``twoclock check``. Its
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -31,10 +32,12 @@ def folder_of(run: Path) -> Path:
 
 
 def default_path(run: Path, probes: Iterable[str], round: int) -> Path:
-    """Where the results of these probes go unless the user names a file."""
+    """Where the results of these probes go unless the user names a file: a name that is not taken, as earlier ones, of
+    another task say, took their time too."""
     names = [name for name in PROBES if name in set(probes)]
     title = "all" if len(names) == len(PROBES) else "+".join(names) or "nothing"
-    return folder_of(run) / f"{title}-round-{round}.json"
+    places = (folder_of(run) / f"{title}-round-{round}{f'-{i}' if i > 1 else ''}.json" for i in itertools.count(1))
+    return next(place for place in places if not place.exists())
 
 
 def find_probes(run: Path) -> list[Path]:
@@ -81,11 +84,22 @@ def read_probe(path: Path) -> dict[str, Any]:
         )
     problems = [
         f"'{name}' is missing or no {kind.__name__}"
-        for name, kind in (("run", str), ("round", int), ("digest", str), ("at", float), ("results", dict))
+        for name, kind in (
+            ("run", str),
+            ("round", int),
+            ("digest", str),
+            ("at", float),
+            ("states", dict),
+            ("results", dict),
+        )
         if not isinstance(found.get(name), kind)
     ]
-    strange = [name for name in found.get("results") or () if name not in PROBES]
-    problems += [f"unknown probe '{name}'" for name in strange]
+    results = found.get("results")
+    for name, result in (results if isinstance(results, dict) else {}).items():
+        if name not in PROBES:
+            problems.append(f"unknown probe '{name}'")
+        elif not isinstance(result, dict):
+            problems.append(f"the results of '{name}' are no object")
     if problems:
         raise DataError(f"the probe file {path} is damaged: {'; '.join(problems)}; probe the run again")
     return found

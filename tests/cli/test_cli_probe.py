@@ -14,6 +14,7 @@ from cli_bench import CONFIG, Model, call, well, write_data
 from twoclock.measure import items_needed
 from twoclock.probe_file import FORMAT, find_probes, read_probe
 from twoclock.probing import fingerprint
+from twoclock.report.probes import read_probes
 from twoclock.store import RunStore
 
 KEYS = {
@@ -114,7 +115,7 @@ def test_the_documented_keys_are_there(run: Path) -> None:
     assert "no slow channel" in found["not_probed"]["plasticity"]
     assert set(found["results"]["retention"]) == {
         "matrix", "phases", "summary", "worst_case", "finished_phases", "planned_phases", "is_current", "items",
-        "base_forgetting", "suites", "stopped",
+        "base_forgetting", "suites", "unmeasured_suites", "stopped",
     }  # fmt: skip
     intervals = list(_intervals(found["results"]))
     assert len(intervals) > 20
@@ -162,12 +163,44 @@ def test_a_suite_that_no_phase_trains_on_tells_base_forgetting(run: Path, tmp_pa
         assert "other" not in store.config["tasks"]
 
 
+def test_a_suite_that_the_budget_leaves_out_is_not_said_to_be_none(run: Path, tmp_path: Path) -> None:
+    words = ["--set", "tasks.other.source=jsonl", "--set", f"tasks.other.path='{_suite(tmp_path)}'"]
+    assert (
+        "not measured, as the budget ran out: other" in well("probe", run, "--retention", "--budget", 0, *words).stdout
+    )
+    assert "every task of the run is trained on" in well("probe", run, "--retention", "--budget", 0).stdout
+    out = ["--html", tmp_path / "page.html"]
+    well("probe", run, "--retention", "--budget", 0, *words, *out)
+    assert "not measured, as the budget ran out: other" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def _suite(folder: Path) -> Path:
     path = folder / "other.jsonl"
     path.write_text(
         "".join(json.dumps({"prompt": f"Double {n}", "answer": str(2 * n)}) + "\n" for n in range(500, 620))
     )
     return path
+
+
+def test_results_are_never_written_over(run: Path) -> None:
+    """A second probe, of another task say, took its time too; the page shows both tasks, and of one the later."""
+    for task, items in (("double", 8), ("next", 8), ("next", 6)):
+        well("probe", run, "--decomposition", "--task", task, "--items", items)
+    folder = run.parent / "run-probes"
+    names = [f"decomposition-round-5{end}.json" for end in ("", "-2", "-3")]
+    assert sorted(p.name for p in folder.iterdir()) == sorted(names)
+    with RunStore.open(run) as store:
+        head = store.head()
+    pages = read_probes(run, head, None)
+    tasks = pages.results["decomposition"]["tasks"]
+    assert {name: task["cells"]["base_none"]["n"] for name, task in tasks.items()} == {"double": 8, "next": 6}
+    assert all(name in pages.files["decomposition"]["path"] for name in names)
+    # Of other states nothing is mixed in.
+    well("rollback", run, 0)
+    well("probe", run, "--decomposition", "--task", "next", "--items", 6)
+    with RunStore.open(run) as store:
+        head = store.head()
+    assert set(read_probes(run, head, None).results["decomposition"]["tasks"]) == {"next"}
 
 
 # --------------------------------------------------------------------------------------------------------------- budget
@@ -316,6 +349,45 @@ def test_check_changes_nothing(run: Path) -> None:
     before = fingerprint(run)
     call("check", run, "--max-forgetting", 0.1, "--max-drift", 0.1, "--min-retention", 0.5)
     assert fingerprint(run) == before
+
+
+def test_check_holds_every_file_and_misses_what_a_budget_left_out(run: Path, tmp_path: Path) -> None:
+    files = [tmp_path / f"{task}.json" for task in ("double", "next")]
+    for file, task in zip(files, ("double", "next"), strict=True):
+        well("probe", run, "--ood", "--task", task, "--items", 8, "--out", file)
+    words = [word for file in files for word in ("--probe-file", file)]
+    names = [line["name"] for line in as_json("check", run, "--max-ood-gap", 1.9, *words)["limits"]]
+    assert {name.split(",")[0] for name in names} == {"DiD of double", "DiD of next"}
+    # 8 items of 'id' and of 'template', base and live: nothing is left for the distractors, nor for the other task.
+    well("probe", run, "--ood", "--items", 8, "--budget", 40, "--out", tmp_path / "part.json")
+    done = call("check", run, "--max-ood-gap", 1.9, "--probe-file", tmp_path / "part.json", "--json")
+    verdicts = {line["name"]: line["verdict"] for line in json.loads(done.stdout)["limits"]}
+    assert done.exit_code == 11
+    assert verdicts["DiD of double, template"] != "unknown"
+    assert verdicts["DiD of double, distractor"] == verdicts["DiD of next"] == "unknown"
+    text = call("check", run, "--max-ood-gap", 1.9, "--probe-file", tmp_path / "part.json").stdout
+    assert "DiD of next was not measured: the probe's budget ran out before it" in text
+
+
+def test_check_refuses_a_probe_file_that_lacks_what_is_held(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "probe.json"
+    well("probe", run, "--retention", "--ood", "--items", 6, "--out", file)
+    found = json.loads(file.read_text())
+    damages: list[tuple[Any, str]] = [
+        (lambda f: f.pop("states"), "'states' is missing"),
+        (lambda f: f["results"].update(retention=[]), "the results of 'retention' are no object"),
+        (lambda f: f["results"]["retention"].pop("summary"), "lacks what is held (KeyError: 'summary')"),
+        (lambda f: f["results"]["retention"].update(summary=None), "lacks what is held (TypeError"),
+        (lambda f: f["results"]["ood"]["tasks"]["double"].pop("report"), "lacks what is held (KeyError: 'report')"),
+        (lambda f: f["results"]["retention"]["summary"]["forgetting"].update(estimate="high"), "lacks what is held"),
+    ]
+    for damage, text in damages:
+        broken = json.loads(json.dumps(found))
+        damage(broken)
+        file.write_text(json.dumps(broken))
+        done = call("check", run, "--max-forgetting", 0.5, "--max-ood-gap", 1, "--probe-file", file)
+        assert done.exit_code == 2, (text, done.output)
+        assert text in " ".join(done.stderr.split()), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,10 @@ def test_a_checkpoint_that_lost_its_exploration_is_not_convicted() -> None:
     assert found.ratio.estimate == 0
     assert found.is_loss
     assert found.may_be_exploration
+    assert not found.too_hard  # of the base nobody counted them
+    hopeless = [LearningCurve(task="sums", start="base", seed=s, points=c.points, dead_groups=0.95)
+                for s, c in enumerate(base)]  # fmt: skip
+    assert plasticity_ratio(stuck, hopeless).too_hard
 
 
 def test_from_the_base_twice_is_no_loss() -> None:

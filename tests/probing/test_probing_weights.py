@@ -222,6 +222,23 @@ def test_one_seed_has_no_interval(run: Path) -> None:
     done = call("probe", run, "--plasticity", "--seeds", "0", "--rounds", 1, "--items", 4)
     assert done.exit_code == 0, done.output
     assert "[–, –] n=1" in done.stdout
+    assert "the ratio has no interval: it takes at least two training seeds" in done.stdout
+
+
+def test_a_probe_task_that_nothing_was_learned_of_is_said_to_be_one(run: Path, tmp_path: Path) -> None:
+    folder = Path(open_session(run).parts.config.base_dir)
+    (folder / "never.py").write_text("def never(completions):\n    return [0.0 for _ in completions]\n")
+    spec = {"source": "'family'", "family": "'compare'", "verifier": "'never.py:never'"}
+    words = [word for key, value in spec.items() for word in ("--set", f"tasks.hard.{key}={value}")]
+    sizes = ("--set", "tasks.hard.size={train = 20, trial = 5, heldout = 6}")
+    done = call("probe", run, "--plasticity", "--task", "hard", *words, *sizes, "--seeds", "0,1", "--rounds", 1,
+                "--items", 4, "--html", tmp_path / "page.html")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "from the base nothing was learned at all" in done.stdout
+    assert "nearly all groups were dead in both arms" in done.stdout
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "the task is too hard for either" in html
+    assert "from the base nothing was learned at all" in html
 
 
 def test_plasticity_stops_between_seeds_when_the_budget_is_spent(run: Path) -> None:

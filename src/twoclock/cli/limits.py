@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from twoclock.cli.output import table
 from twoclock.cli.probe_words import figure
-from twoclock.errors import ConfigError
+from twoclock.errors import ConfigError, DataError, TwoclockError
 
 if TYPE_CHECKING:
     from twoclock.measure import Interval
@@ -58,18 +58,26 @@ class Limits:
 
 
 def held_limits(store: RunStore, asked: Limits, files: Files) -> list[Line]:
-    """One line a figure and limit, in the order of the options."""
+    """One line a figure and limit, in the order of the options. DataError for a file that lacks what is held."""
     lines: list[Line] = []
-    if asked.max_forgetting is not None:
-        lines.append(_forgetting(store, asked.max_forgetting, files))
-    if asked.max_drift is not None:
-        lines += _drift(store, asked.max_drift, files)
-    if asked.min_retention is not None:
-        lines += _retention(store, asked.min_retention, files)
-    if asked.min_plasticity is not None:
-        lines.append(_plasticity(asked.min_plasticity, files))
-    if asked.max_ood_gap is not None:
-        lines += _ood(asked.max_ood_gap, files)
+    try:
+        if asked.max_forgetting is not None:
+            lines.append(_forgetting(store, asked.max_forgetting, files))
+        if asked.max_drift is not None:
+            lines += _drift(store, asked.max_drift, files)
+        if asked.min_retention is not None:
+            lines += _retention(store, asked.min_retention, files)
+        if asked.min_plasticity is not None:
+            lines.append(_plasticity(asked.min_plasticity, files))
+        if asked.max_ood_gap is not None:
+            lines += _ood(store, asked.max_ood_gap, files)
+    except (KeyError, TypeError, AttributeError, ValueError) as problem:
+        if not files or isinstance(problem, TwoclockError):
+            raise
+        raise DataError(
+            f"a probe file lacks what is held ({type(problem).__name__}: {problem}): "
+            f"{', '.join(str(path) for path, _ in files)}; probe the run again"
+        ) from None
     return lines
 
 
@@ -94,12 +102,17 @@ def _missing(name: str, limit: float, side: str, reason: str) -> Line:
     return _line(name, interval_of(None), limit, side, "", reason)
 
 
-def _probed(files: Files, probe: str) -> tuple[Mapping[str, Any], str] | None:
-    """The last given file that has this probe's results."""
-    for path, found in reversed(files):
-        if probe in found["results"]:
-            return found["results"][probe], str(path)
-    return None
+Probed = tuple[Mapping[str, Any], str]
+
+
+def _all_probed(files: Files, probe: str) -> list[Probed]:
+    """This probe's results in the files that have any, in the order given."""
+    return [(found["results"][probe], str(path)) for path, found in files if probe in found["results"]]
+
+
+def _probed(files: Files, probe: str) -> Probed | None:
+    """The last of them."""
+    return next(reversed(_all_probed(files, probe)), None)
 
 
 # ---------------------------------------------------------------------------------------------- the figures, one by one
@@ -141,12 +154,16 @@ def _drift(store: RunStore, limit: float, files: Files) -> Iterator[Line]:
     from twoclock.measure import summarise_drift
     from twoclock.probe_file import interval_of
 
-    if probed := _probed(files, "drift"):
-        for record in probed[0]["records"]:
-            if record["prompting"] == "none":
-                for key, way in WAYS:
-                    value = interval_of(record[key]["per_token"])
-                    yield _line(f"{way}, {record['prompts']}", value, limit, "most", probed[1])
+    if probed := _all_probed(files, "drift"):
+        # Files may hold other tasks: of each prompt set the last one counts.
+        held = {r["prompts"]: (r, file) for found, file in probed for r in found["records"] if r["prompting"] == "none"}
+        for record, file in held.values():
+            for key, way in WAYS:
+                value = interval_of(record[key]["per_token"])
+                yield _line(f"{way}, {record['prompts']}", value, limit, "most", file)
+        wanted = ["general", *(f"task:{task}" for task in _asked_for(store, files, "drift"))]
+        for prompts in (name for name in wanted if name not in held and _is_partial(probed)):
+            yield _missing(f"drift, {prompts}", limit, "most", OUT_OF_BUDGET)
         return
     head = store.head()
     slow = {entry.channel for entry in store.entries(action="init") if entry.timescale == "slow"}
@@ -202,19 +219,40 @@ def _plasticity(limit: float, files: Files) -> Line:
     return _line(name, interval_of(probed[0]["ratio"]), limit, "least", probed[1], why)
 
 
-def _ood(limit: float, files: Files) -> Iterator[Line]:
+def _ood(store: RunStore, limit: float, files: Files) -> Iterator[Line]:
     from twoclock.measure.ood_cautions import OUT
     from twoclock.probe_file import interval_of
 
-    probed = _probed(files, "ood")
-    if probed is None or not probed[0]["tasks"]:
+    probed = _all_probed(files, "ood")
+    tasks = {task: (found, file) for result, file in probed for task, found in result["tasks"].items()}
+    if not tasks:
         yield _missing("ood gap", limit, "most", "it takes a probe: twoclock probe RUN --ood, then --probe-file")
         return
-    for task, found in probed[0]["tasks"].items():
+    for task, (found, file) in tasks.items():
         splits = found["report"]["splits"]
         for variant in (name for name in OUT if name in splits):
             value = interval_of(splits[variant]["figures"]["did"])
-            yield _line(f"DiD of {task}, {variant}", value, limit, "most", probed[1])
+            yield _line(f"DiD of {task}, {variant}", value, limit, "most", file, NO_TELLING)
+        for variant in (name for name in OUT if name in found["left_out"]):
+            yield _missing(f"DiD of {task}, {variant}", limit, "most", OUT_OF_BUDGET)
+    without = {task for result, _ in probed for task in result["not_probed"]}
+    for task in _asked_for(store, files, "ood"):
+        if task not in tasks and task not in without and _is_partial(probed):
+            yield _missing(f"DiD of {task}", limit, "most", OUT_OF_BUDGET)
+
+
+NO_TELLING = "it has no item on which overlooking the change gives another answer"
+OUT_OF_BUDGET = "the probe's budget ran out before it"
+
+
+def _is_partial(probed: Sequence[Probed]) -> bool:
+    return any(found["stopped"] for found, _ in probed)
+
+
+def _asked_for(store: RunStore, files: Files, probe: str) -> list[str]:
+    """The tasks that the files' probes were asked for, the stream's where they were asked for none."""
+    asked = [found["settings"]["tasks"] or _phases(store) for _, found in files if probe in found["results"]]
+    return list(dict.fromkeys(task for tasks in asked for task in tasks))
 
 
 # ------------------------------------------------------------------------------------------------------------ in words

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from twoclock.cli.output import duration, table
+from twoclock.cli.output import cost_words, table
+from twoclock.types import Cost
 
 __all__ = ["figure", "in_words"]
 
@@ -36,7 +37,10 @@ def figure(plain: Plain | None, digits: int = 2, signed: bool = False, n: bool =
 
 def in_words(found: Plain) -> str:
     """Everything, for a person."""
-    parts = [f"{found['run']} at round {found['round']}: probed with 95 % intervals"]
+    parts = [
+        f"{found['run']} at round {found['round']}: one training run, probed with 95 % intervals (n counts items or "
+        "prompts, or training seeds where it says so)"
+    ]
     words = {
         "drift": _drift,
         "retention": _retention,
@@ -50,9 +54,8 @@ def in_words(found: Plain) -> str:
             lines.append(f"  PARTIAL, the budget ran out: {result['stopped']}")
         parts.append("\n".join(lines))
     parts += [f"{name}: not probed; {why}" for name, why in found["not_probed"].items()]
-    cost = found["cost"]
-    read = cost["prompt_tokens"] + cost["completion_tokens"]
-    parts.append(f"cost: {cost['rollouts']:,} rollouts, {read:,} tokens, {duration(cost['seconds'])}")
+    cost = Cost(**found["cost"])
+    parts.append(f"cost: {'' if cost.rollouts else '0 rollouts, '}{cost_words(cost)}")
     if not found["run_unchanged"]:
         parts.append(
             "note: another process wrote to the run meanwhile; these figures are of the states and records of round "
@@ -99,6 +102,9 @@ def _retention(result: Plain) -> str:
     if result["base_forgetting"] is not None:
         summary.append(["base forgetting (loss is positive)", figure(result["base_forgetting"], signed=True)])
         summary += [[f"  {suite['task']}", figure(suite["loss"], signed=True)] for suite in result["suites"]]
+    elif result["unmeasured_suites"]:
+        names = ", ".join(result["unmeasured_suites"])
+        summary.append(["base forgetting", f"not measured, as the budget ran out: {names}"])
     else:
         summary.append(["base forgetting", "no suite: every task of the run is trained on"])
     lines.append(table(summary))
@@ -122,8 +128,14 @@ def _plasticity(result: Plain) -> str:
     counts = [f"{result['rejected'][arm]} of {result['proposed'][arm]}" for arm in ("live", "base")]
     rows.append(["slow proposals rejected", *counts])
     lines = [head, f"  ratio {figure(result['ratio'])} (below 1 is loss; n counts training seeds)", table(rows)]
-    if result["may_be_exploration"]:
-        lines.append("  nearly all groups were dead: the low ratio may be lost exploration, not lost plasticity")
+    if result["ratio_note"]:
+        lines.append(f"  the ratio has no interval: {result['ratio_note']}")
+    if result["too_hard"]:
+        lines.append(
+            "  nearly all groups were dead in both arms: the task is too hard for either, the ratio says little"
+        )
+    elif result["may_be_exploration"]:
+        lines.append("  nearly all groups from live were dead: what they lost may be exploration, not plasticity")
     if result["trained_before"]:
         lines.append("  the run has trained on this task: the ratio holds what it knew, not plasticity alone")
     return "\n".join(lines)

@@ -55,6 +55,12 @@ class Plasticity:
         plasticity."""
         return self.dead_groups.is_known and self.dead_groups.estimate >= STARVED
 
+    @property
+    def too_hard(self) -> bool:
+        """Whether the base's run had next to nothing to learn from either: then the task tells nothing."""
+        other = self.dead_groups_against
+        return self.may_be_exploration and other.is_known and other.estimate >= STARVED
+
 
 def plasticity_ratio(
     checkpoint: Sequence[LearningCurve],

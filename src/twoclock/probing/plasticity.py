@@ -9,6 +9,7 @@ proposals were rejected stands beside the ratio.
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from twoclock.build import Session, build_parts
 from twoclock.config import RunConfig, from_plain
 from twoclock.contracts import Channel
 from twoclock.loop import Loop
-from twoclock.measure import LearningCurve, learning_curve, plasticity_ratio
+from twoclock.measure import Interval, LearningCurve, learning_curve, plasticity_ratio
 from twoclock.probing.context import ProbeContext
 from twoclock.probing.curves import spent_by_round
 from twoclock.probing.meter import OutOfBudgetError
@@ -140,9 +141,22 @@ def _ratio(curves: dict[str, list[LearningCurve]]) -> dict[str, Any]:
         "axis": found.axis,
         "budget": found.budget,
         **{name: getattr(found, name).as_dict() for name in named},
+        "ratio_note": _why_unbounded(found.ratio),
         "is_loss": found.is_loss,
         "may_be_exploration": found.may_be_exploration,
+        "too_hard": found.too_hard,
     }
+
+
+def _why_unbounded(ratio: Interval) -> str | None:
+    """Why a ratio has no interval, for a person; None where it has one."""
+    if not math.isnan(ratio.low):
+        return None
+    if not ratio.is_known:
+        return "from the base nothing was learned at all, so there is nothing to compare with"
+    if ratio.n < 2:
+        return "it takes at least two training seeds"
+    return "over these seeds the base's own mean score cannot be told from 0; more seeds would help"
 
 
 def _plain(curve: LearningCurve) -> dict[str, Any]:

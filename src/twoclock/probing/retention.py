@@ -39,7 +39,7 @@ def estimate(context: ProbeContext) -> Estimate:
 
 
 def measure(context: ProbeContext) -> dict[str, Any]:
-    """``recorded`` (matrix, phases, summary, worst_case), ``items``, ``base_forgetting``; see ``docs/probes.md``."""
+    """The recorded figures, ``items`` and ``base_forgetting``; see ``docs/probes.md``."""
     phases, recorded = context.phases, context.recorded
     found = plain_retention(recorded, phases)
     known = found["summary"]
@@ -55,12 +55,14 @@ def measure(context: ProbeContext) -> dict[str, Any]:
         "items": [],
         "base_forgetting": None,
         "suites": [],
+        "unmeasured_suites": _suites(context),
         "stopped": None,
     }
     try:
         for row in _finished(context):
             result["items"].append(_churn(context, *row))
         result["base_forgetting"], result["suites"] = _measure_suites(context)
+        result["unmeasured_suites"] = []
     except OutOfBudgetError as error:
         done = f"{len(result['items'])} of {len(_finished(context))} phases were compared item by item"
         result["stopped"] = f"{done}: {error}"

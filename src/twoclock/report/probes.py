@@ -29,7 +29,7 @@ class ProbePages:
 
     results: Mapping[str, Mapping[str, Any]]
     files: Mapping[str, Mapping[str, Any]]
-    """By probe: ``path``, ``round``, ``cost``, ``is_current``."""
+    """By probe, of its last file: ``path``, ``round``, ``cost``, ``states``, ``is_current``."""
     drawings: Mapping[str, go.Figure]
     not_probed: Mapping[str, str]
     """Why a probe has no results, where the newest file says so."""
@@ -57,12 +57,14 @@ def read_probes(run: Path, head: Snapshot, given: Sequence[Path] | None) -> Prob
     for path in paths:
         found = read_probe(path)
         for name, result in found["results"].items():
-            results[name] = result
+            earlier = _same_states(name, found, results, files)
+            results[name] = {**result, "tasks": {**earlier["tasks"], **result["tasks"]}} if earlier else result
             missing.pop(name, None)
             files[name] = {
-                "path": str(path),
+                "path": f"{files[name]['path']}, {path}" if earlier else str(path),
                 "round": found["round"],
                 "cost": found.get("cost") or {},
+                "states": found.get("states"),
                 "is_current": found.get("states") == dict(head.states),
             }
         missing |= {n: why for n, why in (found.get("not_probed") or {}).items() if n not in results}
@@ -75,6 +77,20 @@ def read_probes(run: Path, head: Snapshot, given: Sequence[Path] | None) -> Prob
         ) from None
     ordered = {name: results[name] for name in PROBES if name in results}
     return ProbePages(results=ordered, files=files, drawings=drawings, not_probed=missing)
+
+
+def _same_states(
+    name: str,
+    found: Mapping[str, Any],
+    results: Mapping[str, Mapping[str, Any]],
+    files: Mapping[str, Mapping[str, Any]],
+) -> Mapping[str, Any] | None:
+    """Earlier results of the same states by task, such as those of ``--ood --task A`` before ``--ood --task B``: they
+    stand beside the later ones, which count where both have a task."""
+    earlier = results.get(name)
+    if earlier is None or files[name]["states"] != found.get("states"):
+        return None
+    return earlier if "tasks" in earlier and "tasks" in found["results"][name] else None
 
 
 def figure_html(plain: Mapping[str, Any] | None, digits: int = 2, *, sign: bool = False, n: bool = True) -> Markup:
