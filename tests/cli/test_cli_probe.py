@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from cli_bench import CONFIG, Model, call, well, write_data
 
-from twoclock.measure import items_needed
+from twoclock.cli.summary import _power_words
+from twoclock.measure import detectable_difference, items_needed
 from twoclock.probe_file import FORMAT, find_probes, read_probe
 from twoclock.probing import fingerprint
 from twoclock.report.probes import read_probes
@@ -421,4 +422,8 @@ def test_eval_says_how_many_items_a_difference_takes(run: Path) -> None:
     well("rollback", run, 0)
     same = as_json("eval", run)["tasks"]["double"]["power"]
     assert (same["discordance"], same["discordance_measured"]) == (0.2, False)
-    assert "taking 20% of the items to differ" in well("eval", run).stdout
+    # 20 items show no difference below .2, and one above it has at least as many that differ.
+    assert same["detectable"] > 0.2
+    assert "if all the items that differ do so the same way" in well("eval", run).stdout
+    enough = {**same, "items": 120, "detectable": detectable_difference(120, discordance=0.2)}
+    assert "0.113 or more (80 % power at 95 %, taking 20% of the items to differ)" in _power_words(enough)[0]

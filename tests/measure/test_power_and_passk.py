@@ -255,6 +255,9 @@ def test_pass_at_k_has_an_interval_and_a_chance_level() -> None:
     assert found.low < found.estimate < found.high
     assert pass_at_k_interval(4, [0] * 30, 2).high > 0  # never right in 30 items is not never
     assert chance_at_k(0.25, 8) == pytest.approx(1 - 0.75**8)
+    assert not pass_at_k_interval(4, [], 2).is_known
+    with pytest.raises(ValueError, match="whole numbers are needed"):
+        pass_at_k_interval(4, [0.5, 2.0], 2)  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(

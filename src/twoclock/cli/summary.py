@@ -176,6 +176,8 @@ def _power_words(power: Mapping[str, Any] | None) -> list[str]:
     share = f"{power['discordance']:.0%} of the items"
     known = f"{share} differ beyond the gain" if power["discordance_measured"] else f"taking {share} to differ"
     least = power["detectable"]
+    if least is not None and least > power["discordance"]:
+        known = "if all the items that differ do so the same way"
     shows = "no difference at all" if least is None else f"a difference of {least:.3f} or more"
     rows = [["items to see a difference of", *(f"{line['delta']:g}" for line in power["table"])]]
     for key, label in (("paired", "the same items"), ("unpaired", "items of each system's own")):

@@ -73,11 +73,9 @@ class DriftSummary:
     round: int
     prompts: str
     live_base: Interval
-    """KL(live‖base), the mean over prompts of each prompt's own mean."""
+    """KL(live‖base), the mean over prompts of each prompt's own mean: every prompt weighs the same, however long its
+    continuation. ``estimate_drift`` gives the figure in which every token does."""
     base_live: Interval
-    live_base_per_token: float
-    """The same over all tokens at once, so that long continuations weigh more: what budgets are held against."""
-    base_live_per_token: float
     tokens: int
 
 
@@ -89,8 +87,6 @@ def summarise_drift(records: Sequence[DriftRecord], level: float = 0.95, seed: i
             prompts=record.prompts,
             live_base=_over_prompts(record.per_prompt_live_base, level, seed),
             base_live=_over_prompts(record.per_prompt_base_live, level, seed),
-            live_base_per_token=record.live_base,
-            base_live_per_token=record.base_live,
             tokens=record.tokens,
         )
         for record in records

@@ -54,8 +54,9 @@ def pass_power_k(n: int, correct: npt.ArrayLike, k: int) -> Array:
 def pass_at_k_interval(
     n: int, correct: Sequence[int] | npt.NDArray[np.int64], k: int, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """pass@k over items, with the bootstrap of items of the unbiased estimator."""
-    return mean_interval(pass_at_k(n, np.asarray(correct, dtype=np.int64), k), level, seed, bounds=(0, 1))
+    """pass@k over items, with the bootstrap of items of the unbiased estimator; unknown without items."""
+    found = np.asarray(correct)
+    return mean_interval(pass_at_k(n, found if found.size else found.astype(np.int64), k), level, seed, bounds=(0, 1))
 
 
 def chance_at_k(chance: float, k: int) -> float:
