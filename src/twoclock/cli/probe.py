@@ -20,10 +20,22 @@ NAMES = ("drift", "retention", "plasticity", "ood", "decomposition")
 @click.option("--decomposition", is_flag=True, help="The 2×2 of weights and prompt on each task.")
 @click.option("--task", "tasks", multiple=True, metavar="NAME", help="Only this task; may be repeated.")
 @click.option("--items", type=int, metavar="N", help="Items a task.  [default: the run's own; for --ood 360]")
-@click.option("--samples", type=int, default=1, show_default=True, help="Rollouts an item.")
+@click.option(
+    "--samples",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Rollouts an item, for --ood and suites; the rest take the run's own.",
+)
 @click.option("--prompts", type=int, default=32, show_default=True, help="Prompts of each set, for --drift.")
 @click.option("--tokens", type=int, default=32, show_default=True, help="Tokens of each continuation, for --drift.")
-@click.option("--seeds", default="0,1,2", show_default=True, metavar="A,B", help="Training seeds, for --plasticity.")
+@click.option(
+    "--seeds",
+    default="0,1,2",
+    show_default=True,
+    metavar="A,B",
+    help="Training seeds of --plasticity; the first seeds all sampling.",
+)
 @click.option("--rounds", type=int, metavar="N", help="Rounds of training, for --plasticity.  [default: up to 12]")
 @click.option("--budget", type=int, metavar="ROLLOUTS", help="The most rollouts to sample; 0: what is recorded.")
 @click.option("--variant-file", "files", multiple=True, metavar="VARIANT=FILE", help="JSON lines of a variant (--ood).")
@@ -67,17 +79,18 @@ def command(
       round, rounds_run, rounds_planned
       states, digest, at    what was live; the ledger's hash; when
       settings, estimate    as asked; rollouts, tokens, seconds by probe
-      budget, cost          the most rollouts; what was sampled
+      budget, cost          the most rollouts; what was sampled, read, trained
       stopped, not_probed   reasons by probe
       run_unchanged         whether the folder is as it was before
       results.drift         records: {prompts, prompting, under, identical,
                             live_base, base_live: {per_token, per_sequence:
                             INTERVAL, tokens, sequences, estimates.k1|k2|k3}}
       results.retention     matrix, phases, summary, worst_case, items,
-                            base_forgetting, suites
+                            base_forgetting, suites, unmeasured_suites
       results.plasticity    task, ratio, area, area_against, first,
                             first_against, dead_groups, dead_groups_against:
-                            INTERVAL, curves, proposed, rejected
+                            INTERVAL, ratio_note (why it has no bounds),
+                            too_hard, curves, proposed, rejected
       results.ood           tasks.NAME.report: verdict, findings, cautions,
                             splits.VARIANT.figures: INTERVAL
       results.decomposition tasks.NAME: cells, effects, shares: INTERVAL
