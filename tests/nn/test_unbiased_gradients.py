@@ -93,7 +93,7 @@ def test_dr_grpo_is_the_gradient_up_to_its_two_constants() -> None:
     torch.testing.assert_close(ours, exact_gradient(logits, logprobs, REWARDS) / 2 / TOKENS)
 
 
-@pytest.mark.parametrize("name", ["grpo", "dapo"])
+@pytest.mark.parametrize("name", ["grpo", "dapo", "cispo", "gspo"])
 def test_dividing_by_lengths_or_deviations_is_biased(name: str) -> None:
     """The control: were the comparison blind, these would pass it too. Another direction, not only another length."""
     logits, logprobs = policy()

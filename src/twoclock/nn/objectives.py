@@ -88,7 +88,8 @@ def policy_loss(
     low, high = _bounds(objective, clip_low, clip_high)
     weight = _checked(objective, logprobs, old_logprobs, advantages, mask)
     real, mask = mask != 0, mask.to(logprobs.dtype)
-    # Padding is emptied before, not after: an infinity times 0 would be NaN, and so would its gradient.
+    # Padding is emptied before, not after: an infinity times 0 would be NaN, and so would its gradient. Without weight
+    # it is not counted as clipped either.
     logprobs, weight = logprobs.masked_fill(~real, 0.0), weight.masked_fill(~real, 0.0)
     lengths = mask.sum(dim=-1).clamp(min=1.0)
     if old_logprobs is None or objective.ratio == "none":
@@ -99,7 +100,7 @@ def policy_loss(
             mean = (log_ratio.detach() * mask).sum(dim=-1) / lengths
             log_ratio = mean[:, None] + (logprobs - logprobs.detach())
         term, clipped = _weighed(objective, log_ratio, logprobs, weight, low, high)
-    rows, clipped = (term * mask).sum(dim=-1), clipped & real
+    rows = (term * mask).sum(dim=-1)
     if objective.aggregation in ("sequence_mean", "sequence_value"):
         rows = rows / lengths
     return -rows.sum(), (clipped.any(dim=-1) if objective.ratio == "sequence" else clipped).sum()
