@@ -23,6 +23,7 @@ from twoclock.measure.evaluations import (
 from twoclock.measure.intervals import Interval, bootstrap_interval, clopper_pearson, mean_interval, wilson
 from twoclock.measure.item_forgetting import ItemForgetting, forgotten_items, guessing_ceiling, guessing_floor
 from twoclock.measure.limits import LimitCheck, check_limit
+from twoclock.measure.matched import MatchedDrift, drift_at, matched_drift
 from twoclock.measure.pairs import (
     cluster_difference,
     cluster_mean,
@@ -132,6 +133,9 @@ __all__ = [
     "NoAsymptote",
     "fit_asymptote",
     "LimitCheck",
+    "MatchedDrift",
+    "drift_at",
+    "matched_drift",
     "check_limit",
     "CELLS",
     "Cell",
