@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from twoclock.measure.intervals import Interval, mean_interval, unknown
+from twoclock.measure.intervals import Interval, expanded_tails, mean_interval, unknown
 from twoclock.seeding import child_seed
 
 __all__ = ["CELLS", "Cell", "Effects", "TwoByTwo", "effects", "two_by_two"]
@@ -120,7 +120,7 @@ def _shares(arrays: Mapping[Cell, Array], exact: Effects, level: float, seed: in
 
 
 def _ratio(above: Array, below: Array, level: float, seed: int) -> Interval:
-    """mean(above) / mean(below) with a percentile bootstrap over items; unbounded where the divisor meets 0."""
+    """mean(above) / mean(below) by expanded percentiles over items; unbounded where the divisor meets 0."""
     n = len(above)
     generator = np.random.default_rng(child_seed("measure.ratio", seed))
     estimate = float(above.mean() / below.mean())
@@ -133,5 +133,5 @@ def _ratio(above: Array, below: Array, level: float, seed: int) -> Interval:
     top, bottom = np.concatenate(tops), np.concatenate(bottoms)
     if n < 2 or bool((bottom == 0).any()) or (bottom > 0).any() != (bottom > 0).all():
         return unknown(n, level, estimate, "the divisor's resamples reach 0")
-    low, high = np.quantile(top / bottom, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(estimate, float(low), float(high), n, level, "percentile bootstrap of the ratio")
+    low, high = np.quantile(top / bottom, expanded_tails(level, n))
+    return Interval(estimate, float(low), float(high), n, level, "bootstrap of the ratio")

@@ -25,6 +25,8 @@ __all__ = [
     "check_level",
     "clopper_pearson",
     "constant_interval",
+    "expanded_tails",
+    "expanded_z",
     "mean_interval",
     "resampled_means",
     "unknown",
@@ -110,6 +112,23 @@ def z_of(level: float) -> float:
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 
+def expanded_z(level: float, n: int) -> float:
+    """The quantile for a bootstrap of n units in place of :func:`z_of`'s (Hesterberg 2015, "expanded percentiles"): a
+    resample spreads as n units do without the correction to n - 1, and its spread is itself uncertain, as Student's t
+    knows. Plain ones cover .79 to .92 of 95 % at 4 to 24 skewed values, expanded ones .85 to .95; from 100 on they
+    agree. Below 2 n counts as 2."""
+    from scipy.special import stdtrit
+
+    n = max(n, 2)
+    return math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, 0.5 + level / 2))
+
+
+def expanded_tails(level: float, n: int) -> tuple[float, float]:
+    """The two quantiles of a bootstrap distribution that bound an interval, by :func:`expanded_z`."""
+    tail = NormalDist().cdf(-expanded_z(level, n))
+    return tail, 1 - tail
+
+
 # -------------------------------------------------------------------------------------------------------- one sample
 
 
@@ -156,10 +175,10 @@ def mean_interval(
 ) -> Interval:
     """The mean of one number an item.
 
-    Wilson when every value is 0 or 1, else the BCa bootstrap of items (Efron 1987). ``bounds`` are the least and the
-    greatest value possible; with them values that are all the same, for which a bootstrap gives no width, get an
-    exact binomial bound on how much of the population can differ. Without bounds such an interval has no width, and
-    one value alone has no bounds.
+    Wilson when every value is 0 or 1, else the BCa bootstrap of items (Efron 1987), expanded for small n. ``bounds``
+    are the least and the greatest value possible; with them values that are all the same, for which a bootstrap gives
+    no width, get an exact binomial bound on how much of the population can differ. Without bounds such an interval has
+    no width, and one value alone has no bounds.
     """
     check_level(level)
     array = as_array(values)
@@ -205,7 +224,8 @@ def resampled_means(array: Array, seed: int, resamples: int) -> Array:
 
 
 def _bca(array: Array, estimate: float, level: float, seed: int, resamples: int) -> Interval:
-    """Bias-corrected and accelerated: the percentiles are moved for the bias and the skew of the bootstrap."""
+    """Bias-corrected and accelerated: the percentiles are moved for the bias and the skew of the bootstrap, and
+    expanded for what few items leave open."""
     n, normal = len(array), NormalDist()
     means = resampled_means(array, seed, resamples)
     below = float(np.count_nonzero(means < estimate) + np.count_nonzero(means <= estimate)) / (2 * resamples)
@@ -220,7 +240,8 @@ def _bca(array: Array, estimate: float, level: float, seed: int, resamples: int)
         # At extreme levels of very skewed values the divisor would pass 0: there the end is the outermost resample.
         return normal.cdf(bias + (bias + z) / max(1 - acceleration * (bias + z), 1e-6))
 
-    ends = [percentile(-z_of(level)), percentile(z_of(level))]
+    z_level = expanded_z(level, n)
+    ends = [percentile(-z_level), percentile(z_level)]
     bounds = np.quantile(means, ends)
     return Interval(estimate, float(bounds[0]), float(bounds[1]), n, level, "BCa bootstrap")
 
@@ -234,7 +255,7 @@ def bootstrap_interval(
     resamples: int = 2_000,
     method: str = "percentile bootstrap",
 ) -> Interval:
-    """Percentile interval of any statistic of one sample; ``statistic`` maps (..., n) values to (...) numbers."""
+    """Expanded percentiles of any statistic of one sample; ``statistic`` maps (..., n) values to (...) numbers."""
     check_level(level)
     array = as_array(values)
     n = len(array)
@@ -251,5 +272,5 @@ def bootstrap_interval(
             for start in range(0, resamples, chunk)
         ]
     )
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(draws, expanded_tails(level, n))
     return Interval(estimate, float(low), float(high), n, level, method)

@@ -2,7 +2,8 @@
 
 Two curves of (score, drift) a seed are read at one stated score, each at its first crossing, on the straight line
 between evaluations (as published curves are read). An arm that never reaches the score has no drift there: the
-comparison is refused rather than taken elsewhere. Reduction 0.7 is 70 % less drift than the other arm's; negative is more.
+comparison is refused rather than taken elsewhere. A reduction of 0.7 is 70 % less drift than the other arm's; a negative
+one is more.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def drift_at(curve: Curve, score: float) -> float | None:
 def matched_drift(
     arm: Mapping[int, Curve], than: Mapping[int, Curve], score: float, *, level: float = 0.95
 ) -> MatchedDrift:
-    """``arm`` and ``than`` by seed. The interval is Fieller's over the seeds in which both reach the score; unknown where
-    those are none, or where the other arm has not moved."""
+    """``arm`` and ``than`` by seed. The interval is Fieller's over the seeds in which both reach the score; unknown
+    where those are none, or where the other arm has not moved."""
     mine = {seed: drift_at(curve, score) for seed, curve in arm.items()}
     theirs = {seed: drift_at(curve, score) for seed, curve in than.items()}
     pairs = [

@@ -30,6 +30,7 @@ from twoclock.measure.intervals import (
     Interval,
     bootstrap_mean,
     constant_interval,
+    expanded_tails,
     resampled_means,
     unknown,
     wilson,
@@ -186,7 +187,7 @@ def _drawn_means(columns: Array, what: str, settings: Settings) -> Array:
 
 
 def _transfer(gain: Array, id_gain: Array, paired: bool, settings: Settings) -> Interval:
-    """mean(gain) / mean(id_gain) with a percentile bootstrap of the pairs (or of each sample)."""
+    """mean(gain) / mean(id_gain) by expanded percentiles of the pairs (or of each sample)."""
     n, level = min(len(gain), len(id_gain)), settings.level
     divisor = _of(id_gain, settings, (-1, 1))
     if not divisor.excludes_zero:
@@ -199,13 +200,13 @@ def _transfer(gain: Array, id_gain: Array, paired: bool, settings: Settings) -> 
         bottoms = resampled_means(id_gain, child_seed("ood.bottom", settings.seed), settings.resamples)
     if bool((bottoms * divisor.estimate <= 0).any()):
         return unknown(n, level, estimate, "the divisor's resamples reach 0")
-    low, high = (float(end) for end in np.quantile(tops / bottoms, [(1 - level) / 2, (1 + level) / 2]))
+    low, high = (float(end) for end in np.quantile(tops / bottoms, expanded_tails(level, n)))
     if high - low < 1e-9:
         # Every resample alike: at most the share 1 - (α/2)^(1/n) of items can be otherwise, and moves DiD by 2 at most.
         did = constant_interval(float((id_gain[:n] - gain[:n]).mean()), n, level, (-2.0, 2.0))
         reach = max(did.high - did.estimate, did.estimate - did.low) / abs(divisor.estimate)
         return Interval(estimate, estimate - reach, estimate + reach, n, level, "constant, binomial bound")
-    return Interval(estimate, low, high, n, level, "percentile bootstrap of the ratio")
+    return Interval(estimate, low, high, n, level, "bootstrap of the ratio")
 
 
 def _consistency(of_id: Array, of_split: Array, settings: Settings) -> Interval:
@@ -217,8 +218,8 @@ def _consistency(of_id: Array, of_split: Array, settings: Settings) -> Interval:
         return wilson(round(float(both.sum())), round(right), settings.level)
     tops, bottoms = _drawn_means(np.stack([both, of_id], axis=1), "consistency", settings).T
     ratios = tops[bottoms > 0] / bottoms[bottoms > 0]
-    low, high = np.quantile(ratios, [(1 - settings.level) / 2, (1 + settings.level) / 2])
     n = int(np.count_nonzero(of_id))
+    low, high = np.quantile(ratios, expanded_tails(settings.level, n))
     return Interval(float(both.sum()) / right, float(low), float(high), n, settings.level, "bootstrap of the ratio")
 
 
@@ -240,8 +241,8 @@ def _bootstrap(columns: Array, statistic: Any, what: str, settings: Settings) ->
     if n < 2:
         return unknown(n, settings.level, estimate)
     drawn = statistic(_drawn_means(columns, what, settings))
-    low, high = (float(end) for end in np.quantile(drawn, [(1 - settings.level) / 2, (1 + settings.level) / 2]))
-    return Interval(estimate, low, high, n, settings.level, "percentile bootstrap")
+    low, high = (float(end) for end in np.quantile(drawn, expanded_tails(settings.level, n)))
+    return Interval(estimate, low, high, n, settings.level, "bootstrap")
 
 
 def _headroom(split: _Side, settings: Settings) -> Interval:

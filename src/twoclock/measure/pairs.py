@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Hashable, Sequence
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -24,6 +23,7 @@ from twoclock.measure.intervals import (
     bootstrap_mean,
     check_level,
     constant_interval,
+    expanded_tails,
     resampled_means,
     unknown,
 )
@@ -166,12 +166,8 @@ def cluster_ratio(
     estimate = math.fsum(above) / math.fsum(below)
     if count < 2:
         return unknown(1, level, estimate, "one cluster")
-    from scipy.special import stdtrit
-
     ratios = _resampled_ratio(sums, sizes, seed, resamples)
-    widened = math.sqrt(count / (count - 1)) * float(stdtrit(count - 1, 0.5 + level / 2))
-    tail = NormalDist().cdf(-widened)
-    low, high = (float(end) for end in np.quantile(ratios, [tail, 1 - tail]))
+    low, high = (float(end) for end in np.quantile(ratios, expanded_tails(level, count)))
     method = f"cluster bootstrap ({len(above)} items)" if count < len(above) else "bootstrap"
     return Interval(estimate, min(low, estimate), max(high, estimate), count, level, method)
 

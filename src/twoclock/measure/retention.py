@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from twoclock.measure.intervals import Interval, constant_interval, mean_interval, unknown
+from twoclock.measure.intervals import Interval, constant_interval, expanded_tails, mean_interval, unknown
 from twoclock.measure.stream_metrics import (
     anytime_average,
     backward_transfer,
@@ -160,7 +160,8 @@ class _Sample:
         estimate = float(metric(self.exact))
         if np.isnan(estimate):
             return unknown(0, level)
-        tails = [(1 - level) / 2, (1 + level) / 2]
+        fewest = min(column.shape[1] for column in self.columns)
+        tails = expanded_tails(level, fewest)  # the smallest task is the least certain part
         if of_maxima:
             moves = (self.drawn - self.exact, self.exact - self.drawn)
             over, under = (max(float(np.quantile(metric(move), tails[1])), 0.0) for move in moves)
@@ -172,8 +173,7 @@ class _Sample:
             method = "bootstrap of items within tasks"
         if all(_is_constant(column) for column in self.columns) or high - low < ROUNDING:
             # No resample differs; the smallest task says how much of a population might.
-            smallest = min(column.shape[1] for column in self.columns)
-            return replace(constant_interval(estimate, smallest, level, bounds), n=items)
+            return replace(constant_interval(estimate, fewest, level, bounds), n=items)
         return Interval(estimate, max(low, bounds[0]), min(high, bounds[1]), items, level, method)
 
     def _never_varied(self, metric: Callable[[Array], Array], level: float) -> list[tuple[float, float]]:
