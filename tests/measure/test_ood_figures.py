@@ -12,9 +12,10 @@ import pytest
 from twoclock.measure.intervals import wilson
 from twoclock.measure.ood import holm, over_seeds, probe
 from twoclock.measure.ood_cautions import OUT
-from twoclock.measure.ood_figures import difference_of, figures_of
+from twoclock.measure.ood_figures import figures_of
 from twoclock.measure.ood_records import Answer, Settings, answers_of
 from twoclock.measure.ood_verdict import DECISIONS
+from twoclock.measure.pairs import difference_of
 
 FAST = Settings(resamples=300)
 

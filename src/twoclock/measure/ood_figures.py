@@ -36,10 +36,10 @@ from twoclock.measure.intervals import (
     wilson,
 )
 from twoclock.measure.ood_records import Answer, Settings, SplitFigures, ValueShift
-from twoclock.measure.pairs import paired_permutation_p
+from twoclock.measure.pairs import difference_of, paired_permutation_p
 from twoclock.seeding import child_seed
 
-__all__ = ["difference_of", "figures_of"]
+__all__ = ["figures_of"]
 
 Array = npt.NDArray[np.float64]
 
@@ -146,15 +146,6 @@ def _against_id(variant: str, split: _Side, of_id: _Side, paired: bool, settings
 
 def _of(values: Array, settings: Settings, bounds: tuple[float, float] = (0.0, 1.0)) -> Interval:
     return settings.mean(values, "unpaired", bounds)
-
-
-def difference_of(a: Interval, b: Interval) -> Interval:
-    """a - b of two independent estimates from their intervals, by square-and-add (Newcombe 1998; Zou and Donner 2008):
-    the distances to each limit add up as standard errors do. ``n`` is the smaller of the two."""
-    estimate = a.estimate - b.estimate
-    low = estimate - math.hypot(a.estimate - a.low, b.high - b.estimate)
-    high = estimate + math.hypot(a.high - a.estimate, b.estimate - b.low)
-    return Interval(estimate, low, high, min(a.n, b.n), a.level, "square-and-add of two samples")
 
 
 def _permutation_p(a: Array, b: Array, seed: int, resamples: int) -> float:

@@ -34,6 +34,7 @@ __all__ = [
     "cluster_difference",
     "cluster_mean",
     "cluster_ratio",
+    "difference_of",
     "differences_of",
     "paired_bootstrap_p",
     "paired_difference",
@@ -68,6 +69,15 @@ def paired_difference(
     differences, bounds = differences_of(a, b)
     # Never Wilson: a difference of 0 or 1 is no failure or success, it might have been -1.
     return bootstrap_mean(differences, level, seed, resamples, bounds)
+
+
+def difference_of(a: Interval, b: Interval) -> Interval:
+    """a - b of two independent estimates from their intervals, by square-and-add (Newcombe 1998; Zou and Donner 2008):
+    the distances to each limit add up as standard errors do. ``n`` is the smaller of the two."""
+    estimate = a.estimate - b.estimate
+    low = estimate - math.hypot(a.estimate - a.low, b.high - b.estimate)
+    high = estimate + math.hypot(a.high - a.estimate, b.estimate - b.low)
+    return Interval(estimate, low, high, min(a.n, b.n), a.level, "square-and-add of two samples")
 
 
 def paired_permutation_p(
