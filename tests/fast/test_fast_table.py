@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import fields
 from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +16,8 @@ from prompts_bench import FakeBench, coin_flip, evidence_of
 from twoclock.errors import ConfigError, StoreError
 from twoclock.fast import FAST_CHANNELS, FastSpec, build_fast, fast_names, fast_spec
 from twoclock.fast.null import NullChannel, NullConfig, NullState
-from twoclock.fast.prompts import PromptsChannel
+from twoclock.fast.prompts import PromptsChannel, PromptsConfig
+from twoclock.fast.prompts.config import PROPOSERS
 from twoclock.types import Budget, Declined, Timescale
 
 
@@ -51,6 +55,16 @@ def test_plain_values_become_a_config() -> None:
     assert isinstance(channel, PromptsChannel)
     assert channel.config.num_exemplars == (2, 3)
     assert channel.config.instructions == ("Be brief.",)
+
+
+def test_the_page_of_the_prompts_channel_names_every_setting_with_its_default() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "channels" / "prompts.md").read_text(encoding="utf-8")
+    table = page.partition("## Settings")[2].partition("\n**")[0]
+    rows = [
+        [cell.strip(" `") for cell in line.split("|")[1:3]] for line in table.splitlines() if line.startswith("| `")
+    ]
+    assert rows == [[f.name, json.dumps(f.default)] for f in fields(PromptsConfig)]
+    assert all(f"| `{name}` |" in page for name in PROPOSERS)
 
 
 def outside(config: Any, reflector: Any) -> NullChannel:

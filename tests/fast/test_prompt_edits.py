@@ -89,6 +89,8 @@ def test_examples_differ_and_long_ones_are_left_out() -> None:
     assert "examples" not in lines_of(Known(examples=("one",)), random.Random(0))
     listed = lines_of(Known(examples=("1, 2", "3, 4")), random.Random(0))["examples"][0]
     assert " | " in listed
+    ended = lines_of(Known(examples=("=> 1;", "=> 2;")), random.Random(0))["examples"]
+    assert set(ended) <= {f"{EXAMPLES}=> 1; => 2;", f"{EXAMPLES}=> 2; => 1;"}
 
 
 def test_a_prompt_is_about_the_form_where_that_is_known() -> None:
@@ -118,11 +120,14 @@ def evidence_with(feedback: Sequence[str]) -> Evidence:
 
 def test_hints_are_what_feedback_says_of_several_items_without_their_answers() -> None:
     said = [f'The format is wrong: you wrote "{n}"; the answer is {n}. Begin with a capital letter.' for n in range(4)]
-    assert hints_of(evidence_with(said)) == ("Begin with a capital letter", "The format is wrong")
+    assert hints_of(evidence_with(said)) == ("Begin with a capital letter",)
     assert hints_of(evidence_with(["Only this item is odd.", "", "", ""])) == ()
     assert hints_of(evidence_with(["the answer is 5"] * 4)) == ()
+    assert hints_of(evidence_with(["The form is wrong", "the value is INCORRECT"] * 2)) == ()  # says nothing to do
+    said = ["use capitals; no JSON was found", "no JSON was found. be brief", "no JSON was found", "use capitals"]
+    assert hints_of(evidence_with(said)) == ("no JSON was found", "use capitals")
     assert hints_of(evidence_with(["wrong"] * 4)) == ()  # one word says nothing
-    named = evidence_with(["The right answer is Paris"] * 3)
+    named = evidence_with(["The answer is Paris"] * 3)
     groups = tuple(replace(g, item=replace(g.item, reference="Paris")) for g in named.groups)
     assert hints_of(replace(named, groups=groups)) == ()
 
@@ -260,6 +265,21 @@ def test_no_answer_that_is_scored_stands_among_the_examples() -> None:
                 assert not [i for i in ids if str(by_id[i].reference) in examples]
         state = offer.state if isinstance(offer, Proposal) else state
     assert shown > 20
+
+
+@pytest.mark.parametrize("asked", ["maybe", "never"])
+def test_labels_are_named_where_they_give_no_item_away(asked: str) -> None:
+    """Two of 24 gold answers say "maybe"; where one of the items ahead asks for it, it is not named."""
+    task = FakeTask()
+    items = [replace(item, reference=f"w{n}") for n, item in enumerate(task.split("train")[:64])]
+    coming = (replace(items[0], reference=asked), *items[1:40])
+    gold = tuple(replace(item, reference="maybe" if n < 2 else "yes") for n, item in enumerate(items[40:]))
+    task.splits["train"] = (*coming, *gold)
+    bench = FakeBench(lambda item, c, seed: "?", task=task, ahead=coming)
+    search(bench, PromptsState(), 1, window="ahead")
+    systems = {c.system or "" for call in bench.calls for c in call[1]}
+    assert any("Answer with one of: maybe, yes." in system for system in systems) == (asked == "never")
+    assert any("maybe" in system for system in systems) == (asked == "never")
 
 
 def test_a_task_without_gold_answers_still_has_edits() -> None:

@@ -50,6 +50,13 @@ def test_the_frame_of_every_convention_is_found(name: str, values: tuple[str, ..
         assert shape.noun == "one number"
 
 
+def test_a_long_frame_is_content() -> None:
+    long = "the quick brown fox jumps over the lazy dog and then it says "
+    shape = shape_of([f"{long} 1", f"{long} 2"])
+    assert shape is not None
+    assert (shape.form, shape.prefix, shape.suffix) == ("", "", "")
+
+
 def test_one_answer_alone_has_no_shape() -> None:
     assert shape_of([]) is None
     assert shape_of(["7", " 7 "]) is None

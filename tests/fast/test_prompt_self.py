@@ -62,6 +62,12 @@ def test_plain_prose_without_a_block_is_read_too() -> None:
     assert offer.state.pool(TASK).deployed_candidate.system == GOOD
 
 
+def test_a_block_that_the_policy_left_open_when_it_ended_is_read_too() -> None:
+    offer, _ = search(lambda prompt: f"Here it is:\n```\n{GOOD}")
+    assert isinstance(offer, Proposal)
+    assert offer.state.pool(TASK).deployed_candidate.system == GOOD
+
+
 def failing(prompt: str) -> str:
     raise RuntimeError("out of memory")
 
@@ -81,7 +87,7 @@ def tail(prompt: str) -> str:
         (failing, "the policy gave no reply: RuntimeError: out of memory"),
         (lambda prompt: "", "the reply is empty"),
         (lambda prompt: "```\n\n```", "the instruction is empty"),
-        (lambda prompt: "```\nBe brief", "not closed"),
+        (lambda prompt: "Here it is:\n```", "the instruction is empty"),
         (lambda prompt: "7", "no word in it"),
         (lambda prompt: "I think it is seven.", "an answer to an item"),
         (lambda prompt: '{"question": "What is 2 + 2?", "answer": "4"}', "JSON"),

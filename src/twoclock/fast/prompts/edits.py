@@ -31,6 +31,8 @@ MAX_LINES = 5
 """Prompts that grow line by line stop growing there."""
 _KINDS = ("description", "form", "examples", "hint")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+_OWN = re.compile(r"[\d\"'`“”‘’\[\]{}<>]")
+_VERDICT = re.compile(r"\b(right|wrong|correct|incorrect|true|false|failed|scored?|rewards?)\b", re.IGNORECASE)
 _CLAUSE = re.compile(r"[.;:!?\n]+(?:\s|$)|\s+\|\s+")
 
 
@@ -56,7 +58,8 @@ class Edits:
 
 
 def hints_of(evidence: Evidence) -> tuple[str, ...]:
-    """What feedback says of several items: clauses without quotes, digits or an item's answer, most frequent first."""
+    """What feedback asks for on several items: clauses without quotes, digits, an item's answer or a verdict (that the
+    value is wrong tells nobody what to do), most frequent first."""
     counts: Counter[str] = Counter()
     answers = {(g.item.reference or "").strip().lower() for g in evidence.groups} - {""}
     for group in evidence.groups:
@@ -73,7 +76,7 @@ def hints_of(evidence: Evidence) -> tuple[str, ...]:
 
 
 def _is_general(clause: str, answers: set[str]) -> bool:
-    if len(clause.split()) < 2 or len(clause) > HINT_CHARS or re.search(r"[\d\"'`“”‘’\[\]{}<>]", clause):
+    if len(clause.split()) < 2 or len(clause) > HINT_CHARS or _OWN.search(clause) or _VERDICT.search(clause):
         return False
     return not any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", clause.lower()) for answer in answers)
 
@@ -138,7 +141,9 @@ def _ended(text: str) -> str:
 
 
 def _joined(answers: Sequence[str]) -> str:
-    return (" | " if any("," in a for a in answers) else ", ").join(answers)
+    if any("," in a for a in answers):
+        return " | ".join(answers)
+    return (" " if any(a[-1] in ".;:!?" for a in answers) else ", ").join(answers)
 
 
 def compose(lines: Mapping[str, Sequence[str]], size: int, rng: random.Random) -> str | None:

@@ -213,6 +213,7 @@ def policy_writer(bench: Workbench, *, max_new_tokens: int, seed: int, spare: Ca
             return "", f"the reply was cut off after {len(reply.tokens)} tokens: raise self_tokens"
         if reply.finish == "error":
             return "", f"the policy gave no reply: {reply.error}"
-        return reply.text, None
+        # It ended by itself, so a block that it left open was not cut off.
+        return reply.text + "\n```" * (reply.text.count("```") % 2), None
 
     return write

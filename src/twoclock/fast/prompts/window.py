@@ -85,9 +85,8 @@ def _draw_ahead(bench: Workbench, pool: Pool, evidence: Evidence, config: Prompt
     proven = tuple(turn for turn in proven_turns(evidence) if turn[0] not in scored)
     taken = scored | {question for question, _ in proven}
     rest = [item for item in clear if item.prompt not in taken]
-    rest.sort(
-        key=lambda item: -order.get(item.prompt, size)
-    )  # what is never read first, in random order; then the last
+    # What is never read comes first, in random order; then what is read last.
+    rest.sort(key=lambda item: -order.get(item.prompt, size))
     gold, rest = rest[:num_gold], rest[num_gold:]
     more = [item for item in rest if item.prompt not in order and not given_away(item)]
     search = [*window, *more[: config.search_items - len(window)]]
