@@ -17,7 +17,6 @@ compared as two samples (Newcombe's square-and-add of two intervals).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
