@@ -88,7 +88,7 @@ def _draw_ahead(bench: Workbench, pool: Pool, evidence: Evidence, config: Prompt
     # What is never read comes first, in random order; then what is read last.
     rest.sort(key=lambda item: -order.get(item.prompt, size))
     gold, rest = rest[:num_gold], rest[num_gold:]
-    more = [item for item in rest if item.prompt not in order and not given_away(item)]
+    more = [item for item in rest if not given_away(item)]
     search = [*window, *more[: config.search_items - len(window)]]
     upcoming = frozenset(item.id for item in window)
     return Drawn(tuple(gold), tuple(search), proven, upcoming, tuple(drawn[: config.search_items]))
