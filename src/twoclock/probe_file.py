@@ -18,7 +18,17 @@ from twoclock.errors import ConfigError, DataError
 from twoclock.measure.intervals import Interval
 from twoclock.store.blobs import write_atomically
 
-__all__ = ["FORMAT", "PROBES", "VERSION", "default_path", "find_probes", "interval_of", "read_probe", "write_probe"]
+__all__ = [
+    "FORMAT",
+    "PROBES",
+    "VERSION",
+    "check_place",
+    "default_path",
+    "find_probes",
+    "interval_of",
+    "read_probe",
+    "write_probe",
+]
 
 FORMAT, VERSION = "twoclock-probe", 1
 PROBES = ("drift", "retention", "plasticity", "ood", "decomposition")
@@ -51,19 +61,41 @@ def find_probes(run: Path) -> list[Path]:
     return [path for _, path in sorted(found, key=lambda pair: pair[0])]
 
 
+def check_place(path: Path) -> None:
+    """ConfigError unless a file can be written there: asked before measuring, which may take hours."""
+    path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; give a file")
+    made = [place for place in path.parents if not place.exists()]  # innermost first
+    probe = _temporary(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+        for place in made:
+            place.rmdir()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
 def write_probe(found: Mapping[str, Any], path: Path) -> Path:
     """Replaces the file whole or not at all. ConfigError where it cannot be written."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
         text = json.dumps(found, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-        write_atomically(path, text.encode("utf-8", "backslashreplace"), temporary)
+        write_atomically(path, text.encode("utf-8", "backslashreplace"), _temporary(path))
     except OSError as error:
-        raise ConfigError(
-            f"the results cannot be written to {path}: {error.strerror or error}; name another file"
-        ) from error
+        raise _unwritable(path, error) from error
     return path
+
+
+def _temporary(path: Path) -> Path:
+    return path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"the results cannot be written to {path}: {error.strerror or error}; name another file")
 
 
 def read_probe(path: Path) -> dict[str, Any]:
@@ -73,8 +105,10 @@ def read_probe(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"there is no probe file {path}; make one: twoclock probe RUN --out {path}") from None
-    except (OSError, ValueError) as problem:
-        raise DataError(f"the probe file {path} cannot be read: {problem}") from None
+    except OSError as problem:
+        raise DataError(f"the probe file {path} cannot be read: {problem.strerror or problem}") from None
+    except ValueError as problem:
+        raise DataError(f"{path} is no probe file, or is damaged: it is no JSON ({problem})") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise DataError(f'{path} is no probe file: it lacks "format": "{FORMAT}"; \'twoclock probe\' writes them')
     if found.get("version") != VERSION:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from cli_bench import CONFIG, Model, call, well, write_data
 
+import twoclock.probe_file
 from twoclock.cli.summary import _power_words
 from twoclock.measure import detectable_difference, items_needed
 from twoclock.probe_file import FORMAT, find_probes, read_probe
@@ -256,6 +257,37 @@ def test_mistakes_are_said_and_cost_nothing(run: Path, words: list[str], text: s
     assert done.exit_code == 2
     assert text in " ".join(done.stderr.split())
     assert not (run.parent / "run-probes").exists()
+
+
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_measured(
+    run: Path, tmp_path: Path, model: Model
+) -> None:
+    (tmp_path / "file").write_text("x")
+    for option in ("--out", "--html"):
+        for place in (tmp_path / "file" / "x.json", tmp_path):
+            done = call("probe", run, "--retention", "--items", 4, option, place)
+            assert done.exit_code == 2
+            assert "cannot be written" in done.stderr or "is a folder" in done.stderr
+    assert not any(policy.calls for policy in model.policies)
+    well("probe", run, "--retention", "--budget", 0, "--out", tmp_path / "new" / "deep" / "x.json")
+    assert read_probe(tmp_path / "new" / "deep" / "x.json")["round"] == 5
+    refused = call("probe", run, "--drift", "--out", tmp_path / "other" / "x.json")
+    assert refused.exit_code == 2
+    assert refused.stderr.count("no drift") == 1
+    assert not (tmp_path / "other").exists()  # nothing is left of a refused probe
+
+
+def test_results_that_cannot_be_kept_are_shown_all_the_same(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*words: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(twoclock.probe_file, "write_atomically", full)
+    done = call("probe", run, "--retention", "--items", 4)
+    assert done.exit_code == 2
+    assert "forgetting (loss is positive)" in done.stdout
+    assert "No space left on device" in done.stderr
 
 
 def test_no_run_is_said(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def command(
     """
     from twoclock.cli.probe_words import in_words
     from twoclock.errors import ConfigError
-    from twoclock.probe_file import default_path, write_probe
+    from twoclock.probe_file import check_place, default_path, write_probe
     from twoclock.probing import ProbeSettings, probe_run
 
     settings = ProbeSettings(
@@ -120,14 +120,16 @@ def command(
             raise ConfigError(
                 f"{name} {place} lies in the run's folder, which a probe leaves alone; name another place"
             )
-        if place is not None and place.is_dir():
-            raise ConfigError(f"{name} {place} is a folder; give a file")
+        if place is not None:
+            check_place(place)
     found = probe_run(run, settings, say)
-    target = write_probe(found, out or default_path(run, found["results"], found["round"]))
     if as_json:
         show_json(found)
     else:
         show(in_words(found))
+    # After they were shown: what took hours is not lost with a full disk.
+    target = write_probe(found, out or default_path(run, found["results"], found["round"]))
+    if not as_json:
         show(f"\nresults: {target}")
     if html is not None:
         from twoclock.report import write_report

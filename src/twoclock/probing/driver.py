@@ -60,11 +60,11 @@ def probe_run(
         wanted = [name for name in RUNNING_ORDER if name in (settings.probes or PROBES)]
         try:
             missing = {name: why for name in wanted if (why := TABLE[name].obstacle(context))}
-            for name, why in missing.items():
-                progress(f"no {name}: {why}")
             ready = [name for name in wanted if name not in missing]
             if not ready:
                 raise ConfigError([f"no {name}: {why}" for name, why in missing.items()])
+            for name, why in missing.items():
+                progress(f"no {name}: {why}")
             estimates = {name: TABLE[name].estimate(context) for name in ready}
             _announce(estimates, settings.budget, progress)
             results = {name: TABLE[name].measure(context) for name in ready}
