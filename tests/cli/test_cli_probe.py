@@ -399,7 +399,7 @@ def test_check_holds_every_file_and_misses_what_a_budget_left_out(run: Path, tmp
     assert verdicts["DiD of double, template"] != "unknown"
     assert verdicts["DiD of double, distractor"] == verdicts["DiD of next"] == "unknown"
     text = call("check", run, "--max-ood-gap", 1.9, "--probe-file", tmp_path / "part.json").stdout
-    assert "DiD of next was not measured: the probe's budget ran out before it" in text
+    assert "DiD of next is not known: the probe's budget ran out before it" in text
 
 
 def test_check_refuses_a_probe_file_that_lacks_what_is_held(run: Path, tmp_path: Path) -> None:

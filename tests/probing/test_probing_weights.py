@@ -14,6 +14,7 @@ from probing_runs import call, local_run, probed
 from twoclock.build import open_session
 from twoclock.evaluation import EvaluationSettings, Evaluator, general_prompts
 from twoclock.measure import categorical_kl, sample_efficiency
+from twoclock.probe_file import find_probes
 from twoclock.probing import fingerprint, run_curve, spent_by_round
 from twoclock.seeding import child_seed
 from twoclock.store import RunStore
@@ -223,6 +224,12 @@ def test_one_seed_has_no_interval(run: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "[–, –] n=1" in done.stdout
     assert "the ratio has no interval: it takes at least two training seeds" in done.stdout
+    (file,) = find_probes(run)
+    held = call("check", run, "--min-plasticity", 0.5, "--probe-file", file)
+    assert held.exit_code == 0
+    assert "undecided: plasticity ratio" in held.stdout
+    assert "plasticity ratio has no interval: it takes at least two training seeds" in held.stdout
+    assert call("check", run, "--min-plasticity", 0.5, "--probe-file", file, "--strict").exit_code == 11
 
 
 def test_a_probe_task_that_nothing_was_learned_of_is_said_to_be_one(run: Path, tmp_path: Path) -> None:

@@ -100,5 +100,7 @@ def command(
         show(in_words(limits))
         show(f"{run} at round {head.round}: " + ("passed" if code == 0 else f"failed (exit code {code})"))
     if code == 0 and "undecided" in verdicts:
-        say("warning: a limit is not decided by these data; more held-out items would tell, --strict makes this fail")
+        say(
+            "warning: a limit is not decided by these data; more items, prompts or seeds would tell, and --strict fails"
+        )
     raise click.exceptions.Exit(code)

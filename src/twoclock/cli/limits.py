@@ -215,7 +215,7 @@ def _plasticity(limit: float, files: Files) -> Line:
     probed = _probed(files, "plasticity")
     if probed is None:
         return _missing(name, limit, "least", "it takes a probe: twoclock probe RUN --plasticity, then --probe-file")
-    why = probed[0]["stopped"] or "no seed was trained to the end"
+    why = probed[0].get("ratio_note") or probed[0]["stopped"] or "no seed was trained to the end"
     return _line(name, interval_of(probed[0]["ratio"]), limit, "least", probed[1], why)
 
 
@@ -267,5 +267,7 @@ def in_words(lines: Sequence[Line]) -> str:
         name = f"{line['verdict']}: {line['name']}"
         rows.append([name, f"{sign} {line['limit']:g}", figure(line["value"], 3), line["source"]])
         if line["verdict"] == "unknown" and line["reason"]:
-            notes.append(f"  {line['name']} was not measured: {line['reason']}")
+            notes.append(f"  {line['name']} is not known: {line['reason']}")
+        elif line["reason"] and line["value"]["low"] is None:
+            notes.append(f"  {line['name']} has no interval: {line['reason']}")
     return "\n".join([table(rows), *notes])
