@@ -407,9 +407,7 @@ items = 4
 """
 
 
-LATER = pytest.mark.xfail(
-    raises=ConfigError, reason="[rollouts] has no 'reuse' and 'under' yet; has it: drop this mark"
-)
+LATER = pytest.mark.xfail(raises=ConfigError, reason="[rollouts] has no 'reuse' and 'under' yet")
 
 
 @pytest.mark.parametrize(
