@@ -100,7 +100,5 @@ def command(
         show(in_words(limits))
         show(f"{run} at round {head.round}: " + ("passed" if code == 0 else f"failed (exit code {code})"))
     if code == 0 and "undecided" in verdicts:
-        say(
-            "warning: a limit is not decided by these data; more items, prompts or seeds would tell, and --strict fails"
-        )
+        say("warning: a limit is not decided by these data; more items, prompts or seeds would tell; --strict fails")
     raise click.exceptions.Exit(code)
