@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
-from twoclock.store import RunStore
+import pytest
+
+from twoclock.store import RunStore, schema
 from twoclock.types import (
     Completion,
     Conditioning,
@@ -21,6 +24,21 @@ from twoclock.types import (
     Snapshot,
     Write,
 )
+
+
+@pytest.fixture
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long histories quickly: nothing waits for the disk. That commits do is tested where they are killed."""
+    real = schema.connect
+
+    def connect(path: Path, *, write: bool) -> sqlite3.Connection:
+        db = real(path, write=write)
+        db.execute("PRAGMA synchronous = OFF")
+        return db
+
+    monkeypatch.setattr("os.fsync", lambda fd: None)
+    monkeypatch.setattr(schema, "connect", connect)
+
 
 CHANNELS = {"prompts": "fast", "lora": "slow"}
 
@@ -60,6 +78,16 @@ def evidence(number: int, items: int = 2, samples: int = 4) -> Evidence:
     )
     spoken = conditioning(number)
     return Evidence(round=number, phase=0, task="sums", groups=groups, conditionings={spoken.id: spoken})
+
+
+def searched(number: int, *rollouts: Rollout, task: str = "sums") -> Evidence:
+    """What a search in round ``number`` sampled: one group an item, under :func:`conditioning` of any of 0 to 9."""
+    by_item: dict[str, list[Rollout]] = {}
+    for one in rollouts:
+        by_item.setdefault(one.item_id, []).append(one)
+    groups = tuple(Group(item=Item(id=i, prompt=f"later {i}"), rollouts=tuple(rows)) for i, rows in by_item.items())
+    spoken = {c.id: c for c in map(conditioning, range(10))}
+    return Evidence(round=number, phase=0, task=task, groups=groups, conditionings=spoken)
 
 
 def evaluation(number: int, **changes: object) -> Evaluation:

@@ -196,7 +196,7 @@ def test_a_run_on_a_read_only_medium_is_read(tmp_path: Path, monkeypatch: pytest
 
 
 def test_released_migrations_are_never_edited() -> None:
-    released = {1: "acb543e5ba2cbf6e"}
+    released = {1: "acb543e5ba2cbf6e", 2: "eef8ffa1c810104a", 3: "91cf9ab7da112226"}
     hashes = {m.number: content_hash([m.name, *m.statements])[:16] for m in schema.MIGRATIONS}
     assert hashes == released
 
@@ -204,24 +204,26 @@ def test_released_migrations_are_never_edited() -> None:
 def test_an_older_ledger_is_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with make_run(tmp_path / "run", rounds=2) as store:
         before = store.digest()
-    later = schema.Migration(2, "notes", ("CREATE TABLE notes (text TEXT)",))
+    number = schema.LATEST + 1
+    later = schema.Migration(number, "notes", ("CREATE TABLE notes (text TEXT)",))
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, later))
-    monkeypatch.setattr(schema, "LATEST", 2)
+    monkeypatch.setattr(schema, "LATEST", number)
     store = RunStore.open(tmp_path / "run")
-    assert (schema.check(tmp_path / "run" / "ledger.sqlite"), store.digest()) == (2, before)
+    assert (schema.check(tmp_path / "run" / "ledger.sqlite"), store.digest()) == (number, before)
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with make_run(tmp_path / "run", rounds=1) as store:
         before = store.digest()
-    broken = schema.Migration(2, "broken", ("CREATE TABLE notes (text TEXT)", "CREATE TABLE rounds (x)"))
+    latest = schema.LATEST
+    broken = schema.Migration(latest + 1, "broken", ("CREATE TABLE notes (text TEXT)", "CREATE TABLE rounds (x)"))
     with monkeypatch.context() as patch:
         patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
-        patch.setattr(schema, "LATEST", 2)
+        patch.setattr(schema, "LATEST", latest + 1)
         with pytest.raises(StoreError, match="cannot be brought up to date"):
             RunStore.open(tmp_path / "run", write=True)
     store = RunStore.open(tmp_path / "run", write=True)
-    assert (schema.check(tmp_path / "run" / "ledger.sqlite"), store.digest()) == (1, before)
+    assert (schema.check(tmp_path / "run" / "ledger.sqlite"), store.digest()) == (latest, before)
 
 
 # ---------------------------------------------------------------------------------------------------------- the lock

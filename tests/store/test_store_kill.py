@@ -9,22 +9,25 @@ import sys
 import time
 from pathlib import Path
 
-from store_records import make_run
+import pytest
+from store_records import CHANNELS, make_run, state
 
+from twoclock.hashing import content_hash
 from twoclock.store import RunStore
 
 WRITER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from store_records import begin, round_record
+from store_records import CHANNELS, begin, round_record
 from twoclock.errors import StoreError
 from twoclock.store import RunStore
 
-path, last = Path(sys.argv[1]), int(sys.argv[3])
+path, last, keep = Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[4])
 try:
+    with RunStore.open(path) as store:
+        store.head()
     store = RunStore.open(path, write=True)
-    store.head()
 except StoreError:
     store = RunStore.create(path, config={"seed": 1}, config_text="seed = 1\\n")
 print("up", flush=True)
@@ -35,21 +38,28 @@ except StoreError:
 while store.head().next_round <= last:
     store.commit_round(round_record(store))
     print(store.head().round, flush=True)
+    for channel in CHANNELS if keep else ():
+        store.thin(channel, keep)
 """
 
 
-def start(path: Path, last: int) -> subprocess.Popen[str]:
+def start(path: Path, last: int, keep: int = 0) -> subprocess.Popen[str]:
     here = str(Path(__file__).parent)
     return subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path), here, str(last)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", WRITER, str(path), here, str(last), str(keep)], stdout=subprocess.PIPE, text=True
     )
 
 
-def test_a_writer_killed_at_random_loses_at_most_the_round_under_way(tmp_path: Path) -> None:
+def blobs_on_disk(store: RunStore) -> set[str]:
+    return {file.name for file in (store.path / "blobs").glob("[0-9a-f]?/*")}
+
+
+@pytest.mark.parametrize("keep", [0, 2])
+def test_a_writer_killed_at_random_loses_at_most_the_round_under_way(tmp_path: Path, keep: int) -> None:
     path, rng, reported = tmp_path / "run", random.Random(7), 0
     killed_at = []
     for attempt in range(14):
-        process = start(path, last=10_000)
+        process = start(path, last=10_000, keep=keep)
         assert process.stdout is not None
         if attempt:  # the first one is killed somewhere in its start
             assert process.stdout.readline() == "up\n"
@@ -76,6 +86,14 @@ def test_a_writer_killed_at_random_loses_at_most_the_round_under_way(tmp_path: P
         assert list((path / "blobs" / "tmp").iterdir()) == []
     whole = make_run(tmp_path / "whole", rounds=killed_at[-1])
     assert RunStore.open(path).digest() == whole.digest()
+    if keep:
+        with RunStore.open(path, write=True) as store:
+            for channel in CHANNELS:
+                whole.thin(channel, keep)
+                store.thin(channel, keep)
+            named = {h for e in store.entries() for h in (e.after, e.offered) if h}
+            assert blobs_on_disk(store) & named == blobs_on_disk(whole)
+            assert store.verify() == []
 
 
 def test_a_kill_between_any_two_system_calls_of_a_commit_is_safe(tmp_path: Path) -> None:
@@ -85,7 +103,7 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from store_records import round_record
-from twoclock.store import RunStore, blobs, rows
+from twoclock.store import RunStore, blobs, rollouts, rows
 store = RunStore.open(Path(sys.argv[1]), write=True)
 left = int(sys.argv[3])
 def deadly(real):
@@ -96,7 +114,8 @@ def deadly(real):
             os.kill(os.getpid(), 9)
         return real(*args, **kwargs)
     return call
-for module, name in ((os, "fsync"), (os, "replace"), (rows, "rollout_values"), (rows, "entry_values"), (rows, "dumps")):
+places = ((os, "fsync"), (os, "replace"), (rollouts, "rollout_values"), (rows, "entry_values"), (rows, "dumps"))
+for module, name in places:
     setattr(module, name, deadly(getattr(module, name)))
 store.commit_round(round_record(store))
 """
@@ -124,3 +143,58 @@ def test_the_writer_ends_by_itself_when_it_is_left_alone(tmp_path: Path) -> None
     assert (process.returncode, output) == (0, ["up", "1", "2", "3"])
     assert RunStore.open(tmp_path / "run").digest() == make_run(tmp_path / "whole", rounds=3).digest()
     assert os.path.exists(tmp_path / "run" / "run.lock")
+
+
+THINNER = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from store_records import state
+from twoclock.store import RunStore, thinning
+store = RunStore.open(Path(sys.argv[1]), write=True)
+left = int(sys.argv[3])
+def deadly(real):
+    def call(*args, **kwargs):
+        strike()
+        result = real(*args, **kwargs)
+        strike()
+        return result
+    return call
+def strike():
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), 9)
+for module, name in ((thinning, "record"), (thinning, "restored"), (Path, "unlink"), (os, "fsync"), (os, "replace")):
+    setattr(module, name, deadly(getattr(module, name)))
+store.thin("lora", 1)
+store.put_blob(state("lora", 2))
+"""
+
+
+def test_a_kill_between_any_two_system_calls_of_thinning_is_safe(tmp_path: Path) -> None:
+    """Between the record and each deletion, and between a state's coming back and the end of its record."""
+    path, here = tmp_path / "run", str(Path(__file__).parent)
+    with make_run(path, rounds=6) as store:
+        before, gone = store.digest(), {content_hash(state("lora", n)) for n in range(1, 6)}
+        kept, back = blobs_on_disk(store) - gone, content_hash(state("lora", 2))
+    seen = set()
+    for fuse in range(100):
+        done = subprocess.run([sys.executable, "-c", THINNER, str(path), here, str(fuse)], check=False)
+        reader = RunStore.open(path)
+        assert (reader.verify(), reader.digest()) == ([], before)
+        seen.add(len(blobs_on_disk(reader) & gone))
+        if done.returncode == 0:
+            break
+        assert done.returncode == -9
+        with RunStore.open(path, write=True) as store:  # finishes what was recorded, and nothing else
+            left = blobs_on_disk(store)
+            assert kept <= left
+            assert left in (kept | gone, kept, kept | {back})
+            assert store.verify() == []
+            for number in range(1, 6):  # as it was, for the next kill
+                store.put_blob(state("lora", number))
+            assert blobs_on_disk(store) == kept | gone
+    assert fuse > 10
+    assert seen >= {0, 1, 2, 3, 4, 5}
+    assert blobs_on_disk(RunStore.open(path)) == kept | {back}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from twoclock.store.environment import describe_environment
-from twoclock.store.rows import RolloutRow, RoundRow
+from twoclock.store.rollouts import KeptRollout, RolloutRow
+from twoclock.store.rows import RoundRow
 from twoclock.store.run import RunStore
 
-__all__ = ["RunStore", "RoundRow", "RolloutRow", "describe_environment"]
+__all__ = ["KeptRollout", "RunStore", "RoundRow", "RolloutRow", "describe_environment"]

@@ -97,6 +97,11 @@ class Blobs:
     def __contains__(self, digest: str) -> bool:
         return bool(_HASH.fullmatch(digest)) and self.path(digest).is_file()
 
+    def delete(self, digest: str) -> None:
+        """Remove a blob; one that cannot be removed now, such as while Windows has it open, stays."""
+        with contextlib.suppress(OSError):
+            self.path(digest).unlink(missing_ok=True)
+
     def clean(self) -> int:
         """Remove what a killed writer left half-written; returns how many files. Only for the holder of the lock."""
         removed = 0

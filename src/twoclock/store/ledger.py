@@ -1,21 +1,23 @@
 """The ledger of one run: every read and write of ``ledger.sqlite``, in typed records.
 
-Append-only: nothing that was written is changed. Each write is one transaction; SQLite's own errors leave this module
-as StoreError. Who may write, and when, is decided by :mod:`twoclock.store.run`.
+Append-only: nothing that was written is changed; only a record of thinned states (thinning.py) may be taken back. Each
+write is one transaction; SQLite's own errors leave this module as StoreError. Who may write, and when, is decided by
+:mod:`twoclock.store.run`.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from twoclock.errors import StoreError
-from twoclock.store import rows, schema
-from twoclock.store.rows import RolloutRow, RoundRow
+from twoclock.store import rollouts, rows, schema
+from twoclock.store.rollouts import KeptRollout, RolloutRow
+from twoclock.store.rows import RoundRow
 from twoclock.types import (
     Conditioning,
     DriftRecord,
@@ -32,12 +34,6 @@ RecordT = TypeVar("RecordT")
 
 PAGE_ROWS = 1000
 """Rollouts read at a time: a report over a long run never holds them all."""
-
-ROLLOUTS = """
-    SELECT r.id, r.round, r.task, r.item_id, i.prompt, r.conditioning_id, r.seed, r.text, r.reward, r.feedback,
-        r.failure, r.finish, r.prompt_tokens, r.completion_tokens, r.mean_logprob
-    FROM rollouts r JOIN items i ON i.task = r.task AND i.item_id = r.item_id
-    WHERE r.id > ? AND (? IS NULL OR r.round = ?) ORDER BY r.id LIMIT ?"""
 
 
 def _insert(db: sqlite3.Connection, table: str, columns: str, values: Iterable[Sequence[Any]], verb: str = "") -> None:
@@ -111,7 +107,7 @@ class Ledger:
     def write_round(self, record: RoundRecord, started: float) -> None:
         where = f"round {record.round}"
         with self.writing() as db:
-            head = _head(db, self.path)
+            head = head_of(db, self.path)
             if record.round != head.next_round:
                 raise StoreError(f"{where} cannot be committed: the next round of this run is {head.next_round}")
             values = (
@@ -119,10 +115,11 @@ class Ledger:
                 time.time(),
             )  # fmt: skip
             _insert(db, "rounds", "round, phase, task, metrics, started, at", [values])
-            conditionings = {**(record.evidence.conditionings if record.evidence else {}), **record.evaluated}
-            self._add(db, record.entries, record.evaluations, record.drift, conditionings)
+            self._add(db, record.entries, record.evaluations, record.drift, record.evaluated)
             if record.evidence is not None:
-                self._add_rollouts(db, record.evidence)
+                self._add_rollouts(db, record.evidence, "round")
+            if record.searched is not None:
+                self._add_rollouts(db, record.searched, "search")
             self._add_snapshot(db, "round", record.snapshot)
 
     def write_rollback(
@@ -130,7 +127,7 @@ class Ledger:
     ) -> Snapshot:
         """Append what ``make`` says of the head, read in the same transaction; without entries nothing is written."""
         with self.writing() as db:
-            head = _head(db, self.path)
+            head = head_of(db, self.path)
             snapshot, entries = make(db, head)
             if not entries:
                 return head
@@ -175,27 +172,27 @@ class Ledger:
             "round, prompts, live_base, base_live, per_prompt_live_base, per_prompt_base_live, tokens, at",
             (rows.drift_values(record, at) for record in drift),
         )
-        _insert(
-            db,
-            "conditionings",
-            "id, system, exemplars, delta",
-            (rows.conditioning_values(key, conditioning) for key, conditioning in conditionings.items()),
-            "OR IGNORE",
-        )
+        self._add_conditionings(db, conditionings)
 
-    def _add_rollouts(self, db: sqlite3.Connection, evidence: Evidence) -> None:
+    def _add_conditionings(self, db: sqlite3.Connection, conditionings: Mapping[str, Conditioning]) -> None:
+        values = (rows.conditioning_values(key, conditioning) for key, conditioning in conditionings.items())
+        _insert(db, "conditionings", "id, system, exemplars, delta", values, "OR IGNORE")
+
+    def _add_rollouts(self, db: sqlite3.Connection, evidence: Evidence, purpose: str) -> None:
+        sampled_under = {rollout.conditioning_id for rollout in evidence.rollouts}
+        if purpose == "search" and (unlisted := sorted(sampled_under - evidence.conditionings.keys())):
+            raise StoreError(
+                f"the searched rollouts of round {evidence.round} were sampled under the conditioning {unlisted[0]}, "
+                "which their evidence does not list; without it they could not be learned from"
+            )
+        self._add_conditionings(db, evidence.conditionings)
         items = (
             tuple(None if part is None else rows.text(part) for part in (evidence.task, i.id, i.prompt, i.reference))
             for i in (group.item for group in evidence.groups)
         )
         _insert(db, "items", "task, item_id, prompt, reference", items, "OR IGNORE")
-        _insert(
-            db,
-            "rollouts",
-            "round, task, item_id, conditioning_id, seed, text, reward, feedback, failure, finish, prompt_tokens, "
-            "completion_tokens, mean_logprob",
-            (rows.rollout_values(evidence, rollout) for rollout in evidence.rollouts),
-        )
+        values = (rollouts.rollout_values(evidence, rollout, purpose) for rollout in evidence.rollouts)
+        _insert(db, "rollouts", rollouts.COLUMNS, values)
 
     def _add_snapshot(self, db: sqlite3.Connection, kind: str, snapshot: Snapshot) -> None:
         seq = db.execute("SELECT coalesce(max(seq), 0) FROM entries").fetchone()[0]
@@ -211,7 +208,7 @@ class Ledger:
 
     def head(self) -> Snapshot:
         with self.reading() as db:
-            return _head(db, self.path)
+            return head_of(db, self.path)
 
     def snapshot_at(self, round: int) -> Snapshot:
         with self.reading() as db:
@@ -237,11 +234,15 @@ class Ledger:
         last = 0
         while True:
             with self.reading() as db:
-                page = db.execute(ROLLOUTS, (last, round, round, PAGE_ROWS)).fetchall()
+                page = rollouts.rows_after(db, last, round, PAGE_ROWS)
             if not page:
                 return
-            yield from map(rows.rollout_of, page)
+            yield from map(rollouts.rollout_of, page)
             last = page[-1]["id"]
+
+    def kept_rollouts(self, task: str, item_ids: Collection[str], since: int) -> list[KeptRollout]:
+        with self.reading() as db:
+            return rollouts.kept(db, task, item_ids, since)
 
     def conditionings(self) -> dict[str, dict[str, Any]]:
         with self.reading() as db:
@@ -253,7 +254,8 @@ class Ledger:
             return [record_of(row) for row in db.execute(query, values)]
 
 
-def _head(db: sqlite3.Connection, path: Path) -> Snapshot:
+def head_of(db: sqlite3.Connection, path: Path) -> Snapshot:
+    """The live snapshot; StoreError where the run never began."""
     row = db.execute("SELECT * FROM snapshots ORDER BY id DESC LIMIT 1").fetchone()
     if row is None:
         raise StoreError(
@@ -265,7 +267,7 @@ def _head(db: sqlite3.Connection, path: Path) -> Snapshot:
 
 def snapshot_at(db: sqlite3.Connection, path: Path, round: int) -> Snapshot:
     """What the round itself left behind; StoreError, with the rounds that there are, when it was never committed."""
-    head = _head(db, path)
+    head = head_of(db, path)
     row = db.execute("SELECT * FROM snapshots WHERE round = ? AND kind <> 'rollback' LIMIT 1", (round,)).fetchone()
     if row is None:
         last = head.next_round - 1

@@ -1,4 +1,7 @@
-"""Records to rows of the ledger and back. Numbers are finite or refused; text is kept as it is wherever SQLite can."""
+"""Records to rows of the ledger and back; rollouts have their own module.
+
+Numbers are finite or refused; text is kept as it is wherever SQLite can.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,12 @@ from twoclock.types import (
     Cost,
     DriftRecord,
     Evaluation,
-    Evidence,
     LedgerEntry,
-    Rollout,
     Snapshot,
     Write,
 )
 
-__all__ = ["RolloutRow", "RoundRow"]
+__all__ = ["RoundRow"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,28 +39,6 @@ class RoundRow:
     """Seconds since the epoch at which the writer was last done with something else: when the round began."""
     at: float
     """Seconds since the epoch at which the round was committed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutRow:
-    """One rollout as the ledger keeps it: all but the token ids and the log-probabilities one by one."""
-
-    round: int
-    task: str
-    item_id: str
-    prompt: str
-    conditioning_id: str
-    seed: int
-    text: str
-    reward: float
-    feedback: str
-    failure: str | None
-    """Why grading or sampling failed, where it did."""
-    finish: str
-    prompt_tokens: int
-    completion_tokens: int
-    mean_logprob: float | None
-    """Nats a token; None where the policy could not tell."""
 
 
 # ------------------------------------------------------------------------------------------------------ into the ledger
@@ -118,21 +97,10 @@ def entry_values(entry: LedgerEntry, at: float) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def rollout_values(evidence: Evidence, rollout: Rollout) -> tuple[Any, ...]:
-    done, where = rollout.completion, f"the rollout of item '{rollout.item_id}' in round {evidence.round}"
-    logprobs = [number(value, f"a log-probability of {where}") for value in done.logprobs]
-    return (
-        evidence.round, text(evidence.task), text(rollout.item_id), rollout.conditioning_id, rollout.seed,
-        text(done.text), number(rollout.reward, f"the reward of {where}"), text(rollout.grade.feedback),
-        _optional(rollout.grade.failure if rollout.grade.failure is not None else done.error), done.finish,
-        done.prompt_tokens, len(done.tokens), math.fsum(logprobs) / len(logprobs) if logprobs else None,
-    )  # fmt: skip
-
-
 def conditioning_values(key: str, conditioning: Conditioning) -> tuple[Any, ...]:
     exemplars = dumps([list(turn) for turn in conditioning.exemplars], f"the exemplars of conditioning {key}")
     delta = conditioning.delta.id if conditioning.delta else None
-    return (key, _optional(conditioning.system), exemplars, delta)
+    return (key, optional(conditioning.system), exemplars, delta)
 
 
 def evaluation_values(evaluation: Evaluation, at: float) -> tuple[Any, ...]:
@@ -159,7 +127,8 @@ def drift_values(record: DriftRecord, at: float) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _optional(value: str | None) -> str | None:
+def optional(value: str | None) -> str | None:
+    """:func:`text`, where there is one."""
     return None if value is None else text(value)
 
 
@@ -197,10 +166,6 @@ def drift_of(row: sqlite3.Row) -> DriftRecord:
     for name in ("per_prompt_live_base", "per_prompt_base_live"):
         fields[name] = tuple(json.loads(row[name]))
     return DriftRecord(**fields)
-
-
-def rollout_of(row: sqlite3.Row) -> RolloutRow:
-    return RolloutRow(**{name: value for name, value in dict(row).items() if name != "id"})
 
 
 def conditioning_of(row: sqlite3.Row) -> dict[str, Any]:

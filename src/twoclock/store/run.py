@@ -24,22 +24,30 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from twoclock.errors import StoreError, unknown_name
+from twoclock.errors import ConfigError, StoreError, unknown_name
 from twoclock.hashing import short
-from twoclock.store import audit, schema
-from twoclock.store.blobs import Blobs, sync_folder, write_atomically
+from twoclock.store import audit, schema, thinning
+from twoclock.store.blobs import Blobs
 from twoclock.store.environment import describe_environment
-from twoclock.store.ledger import Ledger, snapshot_at
+from twoclock.store.folder import (
+    BLOBS,
+    CONFIG,
+    ENVIRONMENT,
+    LEDGER,
+    LOCK,
+    lay_out,
+    migrate,
+    read_json,
+    refuse_used,
+    require_run,
+)
+from twoclock.store.ledger import Ledger, head_of, snapshot_at
 from twoclock.store.lock import RunLock
-from twoclock.store.rows import RolloutRow, RoundRow, dumps
+from twoclock.store.rollouts import KeptRollout, RolloutRow
+from twoclock.store.rows import RoundRow, dumps
 from twoclock.types import Conditioning, Cost, DriftRecord, Evaluation, LedgerEntry, RoundRecord, Snapshot
 
 __all__ = ["RunStore"]
-
-LEDGER, CONFIG, CONFIG_TEXT, ENVIRONMENT, LOCK, BLOBS = (
-    "ledger.sqlite", "config.json", "config.toml", "environment.json", "run.lock", "blobs",
-)  # fmt: skip
-OURS = {LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm", CONFIG, CONFIG_TEXT, ENVIRONMENT, LOCK, BLOBS}
 
 
 class RunStore:
@@ -59,6 +67,8 @@ class RunStore:
         self._blobs = Blobs(path / BLOBS)
         self._ledger = Ledger(path / LEDGER)
         self._idle_since = time.time()
+        self._thinned: set[str] = set()
+        """Kept by the writer alone: what it may not take for a state that is there."""
 
     # ------------------------------------------------------------------------------------------------ life of a handle
 
@@ -82,15 +92,15 @@ class RunStore:
             CONFIG: dumps(dict(config), "the configuration"),
             ENVIRONMENT: dumps({**describe_environment(), **(environment or {})}, "the environment"),
         }
-        _refuse_used(path)
+        refuse_used(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot make the run folder {path}: {error.strerror or error}") from error
         lock = RunLock(path / LOCK)
         try:
-            _refuse_used(path)  # once more: another process may have begun the run before this one had the lock
-            _lay_out(path, files, config_text)
+            refuse_used(path)  # once more: another process may have begun the run before this one had the lock
+            lay_out(path, files, config_text)
         except (sqlite3.Error, OSError) as error:
             lock.release()
             raise StoreError(f"cannot make the run {path}: {error}") from error
@@ -103,15 +113,15 @@ class RunStore:
     def open(cls, path: Path, *, write: bool = False) -> RunStore:
         """Open a run that exists; ``write=True`` takes the writer lock (RunLockedError when another holds it)."""
         path = Path(path)
-        _require_run(path)
+        require_run(path)
         lock = RunLock(path / LOCK) if write else None
         try:
             ledger = Ledger(path / LEDGER)
             if ledger.check(thorough=write) < schema.LATEST:
-                _migrate(path, lock)
-            store = cls(path, lock, _read_json(path / CONFIG), _read_json(path / ENVIRONMENT))
+                migrate(path, lock)
+            store = cls(path, lock, read_json(path / CONFIG), read_json(path / ENVIRONMENT))
             if write:
-                store._blobs.clean()
+                store._tidy()
             return store
         except BaseException:
             if lock:
@@ -132,12 +142,25 @@ class RunStore:
     ) -> None:
         self.close()
 
+    def _tidy(self) -> None:
+        """Finish what a killed writer left: half-written files, and thinned states whose blobs are still there."""
+        self._blobs.clean()
+        with self._ledger.reading() as db:
+            self._thinned = thinning.recorded(db)
+        for state in self._thinned:
+            self._blobs.delete(state)
+
     # -------------------------------------------------------------------------------------------------------- writing
 
     def put_blob(self, data: bytes) -> str:
-        """Store bytes; returns their hash. The same bytes are stored once."""
+        """Store bytes; returns their hash. The same bytes are stored once; those of a thinned state bring it back."""
         self._require_writer("a blob")
-        return self._blobs.put(data)
+        state = self._blobs.put(data)
+        if state in self._thinned:  # the blob first: a kill in between leaves a thinned state, not a missing one
+            with self._ledger.writing() as db:
+                thinning.restored(db, state)
+            self._thinned.discard(state)
+        return state
 
     def begin(
         self,
@@ -176,7 +199,7 @@ class RunStore:
 
         Nothing is erased and rounds keep their numbers, so a rollback is itself taken back by one to a later round.
         One ledger entry a channel that changes; where none does, nothing is written. StoreError for a round or channel
-        that the run does not have, and for a state whose blob is missing or damaged.
+        that the run does not have, and for a state that was thinned or whose blob is missing or damaged.
         """
         self._require_writer("a rollback")
         path = self._ledger.path
@@ -189,6 +212,8 @@ class RunStore:
                     raise StoreError(unknown_name("channel", name, target.keys() & head.states.keys()))
             changed = sorted(name for name in wanted if head.states[name] != target[name])
             for name in changed:
+                if thinned := thinning.refusal(db, self.path, target[name], to_round=to_round, channels=wanted):
+                    raise thinned
                 self._blobs.get(target[name])
             states = {**head.states, **{name: target[name] for name in changed}}
             cause = f"rollback to round {to_round}"
@@ -203,6 +228,30 @@ class RunStore:
 
         return self._ledger.write_rollback(make)
 
+    def thin(self, channel: str, keep: int) -> list[str]:
+        """Delete the blobs of old states of ``channel``; returns their hashes, oldest first.
+
+        Kept are the newest ``keep`` distinct states that were live, and of the proposals refused since the oldest of
+        these the newest ``keep``. Never deleted: what is live, the state of the start and of each phase's last round,
+        and what another channel has too. The ledger keeps every entry. To be called after every round: the work is
+        that of the new states, not of the history. StoreError for an unknown channel, ConfigError for ``keep < 1``.
+        """
+        self._require_writer(f"the thinning of '{channel}'")
+        if keep < 1:
+            raise ConfigError(f"keep = {keep}: expected at least 1 state of channel '{channel}'")
+        with self._ledger.reading() as db:
+            known = head_of(db, self._ledger.path).states
+            if channel not in known:
+                raise StoreError(unknown_name("channel", channel, known))
+            chosen = thinning.choose(db, channel, keep)
+        if chosen:
+            with self._ledger.writing() as db:
+                thinning.record(db, channel, chosen)
+            self._thinned |= chosen.keys()
+        for state in chosen:
+            self._blobs.delete(state)
+        return list(chosen)
+
     def record_evaluations(
         self,
         evaluations: Sequence[Evaluation],
@@ -216,8 +265,16 @@ class RunStore:
     # -------------------------------------------------------------------------------------------------------- reading
 
     def get_blob(self, digest: str) -> bytes:
-        """The bytes of that hash, checked against it."""
-        return self._blobs.get(digest)
+        """The bytes of that hash, checked against it; StoreError when they are damaged, missing, or were thinned: then
+        it names the round they came from and the nearest ones that were kept."""
+        try:
+            return self._blobs.get(digest)
+        except StoreError:
+            with self._ledger.reading() as db:
+                thinned = thinning.refusal(db, self.path, digest)
+            if thinned is None:
+                raise
+            raise thinned from None
 
     def head(self) -> Snapshot:
         """The live snapshot."""
@@ -246,8 +303,14 @@ class RunStore:
         return self._ledger.drift()
 
     def rollouts(self, round: int | None = None) -> Iterator[RolloutRow]:
-        """The rollouts of one round, or of all, in the order they were graded; read a page at a time."""
+        """What one round, or all, learned from, in the order it was graded; read a page at a time. What a search
+        sampled for later rounds is not among it, until a round takes it up (``age`` above 0)."""
         return self._ledger.rollouts(round)
+
+    def kept_rollouts(self, task: str, item_ids: Collection[str], *, since: int) -> list[KeptRollout]:
+        """What searches sampled on these items of a task in rounds ``since`` and later, whole; oldest round first,
+        then as it was recorded. What no tokens were kept of, in runs made by older versions, is left out."""
+        return self._ledger.kept_rollouts(task, item_ids, since)
 
     def conditionings(self) -> dict[str, dict[str, Any]]:
         """By id: ``system`` (text or None), ``exemplars`` (pairs of user and assistant), ``delta`` (its id or None)."""
@@ -269,7 +332,7 @@ class RunStore:
 
     def _require_blobs(self, snapshot: Snapshot) -> None:
         for channel, state in snapshot.states.items():
-            if state not in self._blobs:
+            if state not in self._blobs or state in self._thinned:
                 raise StoreError(
                     f"the snapshot of round {snapshot.round} names the state {short(state) or 'nothing'} of channel "
                     f"'{channel}', which has no blob; put the blob first"
@@ -305,83 +368,3 @@ def _rollback_entry(
         reason=reason,
         cost=Cost(),
     )
-
-
-def _lay_out(path: Path, files: Mapping[str, str], config_text: str) -> None:
-    """Fill a new run's folder. The ledger comes last, and whole: a folder that has one has everything."""
-    for name in (LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm"):
-        (path / name).unlink(missing_ok=True)
-    blobs = Blobs(path / BLOBS)
-    blobs.temporary.mkdir(parents=True, exist_ok=True)
-    blobs.clean()
-    contents = {name: json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n" for name, text in files.items()}
-    if config_text:
-        contents[CONFIG_TEXT] = config_text
-    for name, text in contents.items():
-        write_atomically(path / name, text.encode("utf-8", "backslashreplace"), blobs.temporary / name)
-    unfinished = blobs.temporary / LEDGER
-    schema.create(unfinished)
-    unfinished.rename(path / LEDGER)
-    sync_folder(path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StoreError(f"{path} is missing from the run; restore it from a copy") from None
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); restore it from a copy of the run") from error
-    if not isinstance(value, dict):
-        raise StoreError(f"{path} must hold a JSON object; it holds a {type(value).__name__}")
-    return value
-
-
-def _require_run(path: Path) -> None:
-    if not path.exists():
-        raise StoreError(f"there is no run at {path}; check the path, or start one: twoclock run CONFIG.toml")
-    if not path.is_dir():
-        raise StoreError(f"{path} is a file; a run is a folder that holds a {LEDGER}")
-    if not (path / LEDGER).is_file():
-        raise StoreError(f"the folder {path} is not a run: it holds no {LEDGER}")
-
-
-def _refuse_used(path: Path) -> None:
-    """StoreError unless the folder is absent, empty, or holds only a run that never began."""
-    if not path.exists() and not path.is_symlink():
-        return
-    if not path.is_dir():
-        raise StoreError(f"{path} is a file; give the name of a folder for the run")
-    found = {entry.name for entry in path.iterdir()}
-    if not found:
-        return
-    if LEDGER in found and not _never_began(path / LEDGER):
-        raise StoreError(
-            f"there is a run in {path} already; go on with it: twoclock resume {path}; or name another folder"
-        )
-    # The lock is the first file of a run: without it, a config.toml or blobs in here is somebody else's.
-    if not found <= OURS or LOCK not in found:
-        strange = sorted(found - OURS) or sorted(found)
-        raise StoreError(
-            f"the folder {path} is not empty (it holds {', '.join(strange[:3])}{', …' if len(strange) > 3 else ''}); "
-            "a new run needs an empty or a new folder: name another one"
-        )
-
-
-def _never_began(ledger: Path) -> bool:
-    try:
-        return schema.check(ledger) == schema.LATEST and not Ledger(ledger).has_begun()
-    except (sqlite3.Error, StoreError):
-        return False  # damaged is not empty: nothing here may be thrown away
-
-
-def _migrate(path: Path, lock: RunLock | None) -> None:
-    """Bring an older ledger up to date; a reader takes the lock for it."""
-    own = None if lock else RunLock(path / LOCK)
-    try:
-        schema.migrate(path / LEDGER)
-    except sqlite3.Error as error:
-        raise StoreError(f"the ledger {path / LEDGER} cannot be brought up to date: {error}") from error
-    finally:
-        if own:
-            own.release()

@@ -76,6 +76,33 @@ MIGRATIONS: tuple[Migration, ...] = (
                 per_prompt_base_live TEXT NOT NULL, tokens INTEGER NOT NULL, at REAL NOT NULL)""",
         ),
     ),
+    Migration(
+        2,
+        "rollouts token by token, and those of searches",
+        (
+            "ALTER TABLE rollouts ADD COLUMN purpose TEXT NOT NULL DEFAULT 'round'",
+            "ALTER TABLE rollouts ADD COLUMN age INTEGER NOT NULL DEFAULT 0",
+            "ALTER TABLE rollouts ADD COLUMN error TEXT",
+            "ALTER TABLE rollouts ADD COLUMN tokens BLOB",
+            "ALTER TABLE rollouts ADD COLUMN logprobs BLOB",
+            "CREATE INDEX rollouts_item ON rollouts (task, item_id, purpose, round)",
+        ),
+    ),
+    Migration(
+        3,
+        "states that were thinned",
+        (
+            """CREATE TABLE thinned (
+                hash TEXT PRIMARY KEY, channel TEXT NOT NULL, round INTEGER NOT NULL, at REAL NOT NULL)
+                WITHOUT ROWID""",
+            # Thinning walks a channel's states from the newest and stops at the first that is gone.
+            "CREATE INDEX entries_moved ON entries (channel) WHERE before <> after",
+            "CREATE INDEX entries_refused ON entries (channel) WHERE offered <> '' AND offered <> after",
+            "CREATE INDEX entries_after ON entries (after) WHERE before <> after",
+            "CREATE INDEX entries_offered ON entries (offered) WHERE offered <> ''",
+            "CREATE INDEX rounds_phase ON rounds (phase, round)",
+        ),
+    ),
 )
 
 LATEST = MIGRATIONS[-1].number
