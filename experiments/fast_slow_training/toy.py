@@ -190,10 +190,10 @@ One setting for all arms: {batch.items} problems a round, {batch.per_item} rollo
 {given.reflector} (0 in fst_random), paired trials before a prompt is deployed. {WORLD}.
 
 Each run ends where the deployed accuracy meets {TARGET}, or after {done.rounds} rounds, null and prompt_only after \
-{SHORT}. Numbers are medians with their range over seeds; ratios in brackets are of geometric means with a 95 % interval over \
-paired seeds. Accuracy and KL are exact sums; KL is KL(weights‖base) in nats a completion, which has two tokens. \
-Rollouts and tokens count searches and trials; problems are those of the rounds. A round without reward variance is no \
-optimizer step, so rl_only has fewer steps than rounds."""
+{SHORT}. Numbers are medians with their range over seeds; ratios in brackets are of geometric means with a 95 % \
+interval over paired seeds. Accuracy and KL are exact sums; KL is KL(weights‖base) in nats a completion, which has two \
+tokens. Rollouts and tokens count searches and trials; problems are those of the rounds. A round without reward \
+variance is no optimizer step, so rl_only has fewer steps than rounds."""
 
 
 def render(done: Study, command: str) -> str:

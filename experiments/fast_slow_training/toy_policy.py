@@ -183,7 +183,7 @@ class ToyPolicy:
             mask.append(there)
         empty = [torch.zeros(len(tokens))][: not parts]
         columns = [torch.stack(column or empty, 1)[:, :longest] for column in (chosen, entropy, mask)]
-        return [ToyStats(*row) for row in zip(*(column.split(counts) for column in columns), strict=True)]
+        return [ToyStats(*row) for row in zip(*(torch.split(column, counts) for column in columns), strict=True)]
 
     def chunks(
         self, prompts: Sequence[str], conditioning: Conditioning, completions: Sequence[Sequence[Sequence[int]]]
