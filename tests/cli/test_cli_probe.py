@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sqlite3
 from pathlib import Path
@@ -12,11 +13,12 @@ import pytest
 from cli_bench import CONFIG, Model, call, well, write_data
 
 import twoclock.probe_file
+from twoclock.cli.probe_words import figure
 from twoclock.cli.summary import _power_words
 from twoclock.measure import detectable_difference, items_needed
 from twoclock.probe_file import FORMAT, find_probes, read_probe
 from twoclock.probing import fingerprint
-from twoclock.report.probes import read_probes
+from twoclock.report.probes import figure_html, read_probes
 from twoclock.store import RunStore
 
 KEYS = {
@@ -203,6 +205,30 @@ def test_results_are_never_written_over(run: Path) -> None:
     with RunStore.open(run) as store:
         head = store.head()
     assert set(read_probes(run, head, None).results["decomposition"]["tasks"]) == {"next"}
+
+
+def test_a_partial_probe_does_not_hide_a_whole_one(run: Path) -> None:
+    for budget in ([], ["--budget", 0]):
+        well("probe", run, "--retention", "--items", 6, *budget)
+    with RunStore.open(run) as store:
+        head = store.head()
+    pages = read_probes(run, head, None)
+    assert len(pages.results["retention"]["items"]) == 2
+    assert pages.files["retention"]["path"].endswith("retention-round-5.json")
+    well("rollback", run, 3)
+    well("probe", run, "--retention", "--items", 6, "--budget", 0)  # of other states what there is counts
+    with RunStore.open(run) as store:
+        head = store.head()
+    assert read_probes(run, head, None).results["retention"]["stopped"]
+
+
+def test_seeds_are_counted_once() -> None:
+    plain = {"estimate": 0.5, "low": 0.25, "high": 0.75, "n": 3, "level": 0.95, "method": "t over seeds", "seeds": 3}
+    assert figure(plain) == "0.50 [0.25, 0.75] 3 seeds"
+    assert figure({**plain, "n": 120}) == "0.50 [0.25, 0.75] n=120, 3 seeds"
+    assert figure({**plain, "seeds": 1}) == "0.50 [0.25, 0.75] n=3"
+    assert re.sub("<[^>]*>", "", figure_html(plain)) == "0.50 [0.25, 0.75] 3 seeds"
+    assert re.sub("<[^>]*>", "", figure_html({**plain, "n": 120})) == "0.50 [0.25, 0.75] n = 120, 3 seeds"
 
 
 # --------------------------------------------------------------------------------------------------------------- budget

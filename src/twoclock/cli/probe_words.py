@@ -18,7 +18,7 @@ SPLIT_FIGURES = (("base", False), ("live", False), ("change", True), ("did", Tru
 
 
 def figure(plain: Plain | None, digits: int = 2, signed: bool = False, n: bool = True) -> str:
-    """``0.52 [0.43, 0.61] n=120``, with ``, 3 seeds`` where training runs were counted; ``–`` for the unknown."""
+    """``0.52 [0.43, 0.61] n=120``, or ``3 seeds`` where training runs were counted; ``–`` for the unknown."""
     if plain is None or plain["estimate"] is None:
         return "–"
     if plain["method"] in ("identical", "exact"):
@@ -30,8 +30,16 @@ def figure(plain: Plain | None, digits: int = 2, signed: bool = False, n: bool =
         text = f"{value:{'+' if signed else ''}.{digits}f}"
         return text.lstrip("+-") if float(text) == 0 else text
 
-    seeds = f", {plain['seeds']} seeds" if plain.get("seeds", 1) > 1 else ""
-    count = f" n={plain['n']}{seeds}" if n else ""
+    seeds = plain.get("seeds", 1)
+    # Where the seeds themselves are what is counted, once is enough.
+    count = (
+        f"n={plain['n']}"
+        if seeds <= 1
+        else f"{seeds} seeds"
+        if seeds == plain["n"]
+        else f"n={plain['n']}, {seeds} seeds"
+    )
+    count = f" {count}" if n else ""
     return f"{number(plain['estimate'])} [{number(plain['low'])}, {number(plain['high'])}]{count}"
 
 
@@ -39,7 +47,7 @@ def in_words(found: Plain) -> str:
     """Everything, for a person."""
     parts = [
         f"{found['run']} at round {found['round']}: one training run, probed with 95 % intervals (n counts items or "
-        "prompts, or training seeds where it says so)"
+        "prompts)"
     ]
     words = {
         "drift": _drift,
@@ -127,7 +135,7 @@ def _plasticity(result: Plain) -> str:
         rows.append([label, figure(result[name]), figure(result[f"{name}_against"])])
     counts = [f"{result['rejected'][arm]} of {result['proposed'][arm]}" for arm in ("live", "base")]
     rows.append(["slow proposals rejected", *counts])
-    lines = [head, f"  ratio {figure(result['ratio'])} (below 1 is loss; n counts training seeds)", table(rows)]
+    lines = [head, f"  ratio {figure(result['ratio'])} (below 1 is loss; intervals over training seeds)", table(rows)]
     if result["ratio_note"]:
         lines.append(f"  the ratio has no interval: {result['ratio_note']}")
     if result["too_hard"]:
@@ -157,12 +165,17 @@ def _ood_task(name: str, task: Plain) -> list[str]:
         cells = [figure(split["figures"][key], signed=signed) for key, signed in SPLIT_FIGURES]
         p = split["p_holm"]
         rows.append([variant, *cells, "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"])
-    lines = [f"ood: {name}: {report['verdict']}", table(rows)]
+    lines = [f"ood: {name}: {_spaced(report['verdict'])}", table(rows)]
     if task["same_system"]:
         lines.append("  the live system is the untouched base: every difference is 0 by construction")
-    lines += [f"  {finding['verdict']}: {finding['reason']}; {finding['action']}" for finding in report["findings"]]
+    lines += [f"  {_spaced(f['verdict'])}: {f['reason']}; {f['action']}" for f in report["findings"]]
     lines += [f"  caution: {text}" for text in report["cautions"]]
     return [*lines, *(f"  note: {text}" for text in task["notes"])]
+
+
+def _spaced(verdict: str) -> str:
+    """A verdict's name as words."""
+    return verdict.replace("_", " ")
 
 
 def _decomposition(result: Plain) -> str:

@@ -57,6 +57,8 @@ def read_probes(run: Path, head: Snapshot, given: Sequence[Path] | None) -> Prob
     for path in paths:
         found = read_probe(path)
         for name, result in found["results"].items():
+            if result.get("stopped") and _is_whole(name, found, results, files):
+                continue  # what a small budget left of a later probe does not hide a whole one
             earlier = _same_states(name, found, results, files)
             results[name] = {**result, "tasks": {**earlier["tasks"], **result["tasks"]}} if earlier else result
             missing.pop(name, None)
@@ -77,6 +79,16 @@ def read_probes(run: Path, head: Snapshot, given: Sequence[Path] | None) -> Prob
         ) from None
     ordered = {name: results[name] for name in PROBES if name in results}
     return ProbePages(results=ordered, files=files, drawings=drawings, not_probed=missing)
+
+
+def _is_whole(
+    name: str,
+    found: Mapping[str, Any],
+    results: Mapping[str, Mapping[str, Any]],
+    files: Mapping[str, Mapping[str, Any]],
+) -> bool:
+    """Whether there are earlier results of the same states that no budget cut short."""
+    return name in results and not results[name].get("stopped") and files[name]["states"] == found.get("states")
 
 
 def _same_states(
@@ -100,5 +112,8 @@ def figure_html(plain: Mapping[str, Any] | None, digits: int = 2, *, sign: bool 
         return Markup('<span class="none">–</span>')
     if value.method in ("identical", "exact"):
         return Markup('<span class="none">0 exactly</span>')
-    seeds = Markup(' <span class="n">{} seeds</span>').format(value.seeds) if value.seeds > 1 and n else Markup("")
-    return formats.interval(value, digits, sign=sign, n=n) + seeds
+    if value.seeds <= 1 or not n:
+        return formats.interval(value, digits, sign=sign, n=n)
+    # Where the seeds themselves are what is counted, once is enough.
+    counted = f"{value.seeds} seeds" if value.n == value.seeds else f"n = {value.n}, {value.seeds} seeds"
+    return formats.interval(value, digits, sign=sign, n=False) + Markup(' <span class="n">{}</span>').format(counted)
