@@ -146,6 +146,14 @@ def test_every_figure_carries_its_interval_and_its_count(run: Path) -> None:
     assert all("n=" in row or "0 exactly" in row for row in rows)
 
 
+def test_what_is_none_by_construction_has_no_share_at_all(run: Path) -> None:
+    """No weights are learned here: their share of the gain is 0 exactly, and not 0 within the noise of some items."""
+    task = as_json("probe", run, "--decomposition")["results"]["decomposition"]["tasks"]["double"]
+    assert task["effects"]["slow"]["method"] == "identical"
+    assert [task["shares"]["slow"][end] for end in ("estimate", "low", "high")] == [0.0, 0.0, 0.0]
+    assert task["shares"]["fast"]["estimate"] == 1.0
+
+
 def test_cost_comes_first(run: Path) -> None:
     done = well("probe", run, "--retention", "--items", 6)
     lines = done.stderr.splitlines()

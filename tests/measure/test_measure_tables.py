@@ -98,6 +98,24 @@ def test_a_2x2_has_an_interval_and_a_count_everywhere() -> None:
     assert two_by_two(cells, seed=1) == table
 
 
+def test_a_share_of_items_that_never_gained_is_not_certain_to_be_none() -> None:
+    """The weights alone gained on none of 40 items, and all with the prompt: at most the share of
+    1 - .025^(1/40) of the items may be otherwise."""
+    zero, one = [0.0] * 40, [1.0] * 40
+    mixed = [1.0] * 30 + [0.0] * 10
+    cells = dict(zip(CELLS, (zero, zero, zero, mixed), strict=True))
+    shares = two_by_two(cells).shares
+    assert shares is not None
+    reach = (1 - 0.025 ** (1 / 40)) / 0.75
+    for name in ("slow", "fast"):
+        assert shares[name].estimate == 0.0
+        assert (shares[name].low, shares[name].high) == pytest.approx((-reach, reach))
+    sure = two_by_two(dict(zip(CELLS, (zero, one, zero, one), strict=True)))
+    assert sure.shares is not None
+    assert sure.shares["fast"].estimate == 1.0
+    assert sure.shares["fast"].low < 1.0
+
+
 def test_shares_of_nothing_are_not_given() -> None:
     rng = np.random.default_rng(1)
     table = two_by_two({cell: rng.random(30) for cell in CELLS})

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from twoclock.measure.intervals import Interval, expanded_tails, mean_interval, unknown
+from twoclock.measure.intervals import Interval, constant_interval, expanded_tails, mean_interval, unknown
 from twoclock.seeding import child_seed
 
 __all__ = ["CELLS", "Cell", "Effects", "TwoByTwo", "effects", "two_by_two"]
@@ -102,25 +102,26 @@ def two_by_two(cells: Mapping[Cell, Sequence[float]], level: float = 0.95, seed:
         total=total,
         residual_use=contrast(both - slow_only, 1.0, None),
         shares=_shares(arrays, exact, level, seed) if exact and total.excludes_zero else None,
-        internalisation=_ratio(slow_only - base, fast_only - base, level, seed) if fast.excludes_zero else None,
+        internalisation=_ratio(slow_only - base, fast_only - base, 1.0, level, seed) if fast.excludes_zero else None,
     )
 
 
 def _shares(arrays: Mapping[Cell, Array], exact: Effects, level: float, seed: int) -> dict[str, Interval]:
     base, fast_only, slow_only, both = (arrays[cell] for cell in CELLS)
     parts = {
-        "slow": (slow_only - base, exact.slow),
-        "fast": (fast_only - base, exact.fast),
-        "interaction": (both - slow_only - fast_only + base, exact.interaction),
+        "slow": (slow_only - base, 1.0, exact.slow),
+        "fast": (fast_only - base, 1.0, exact.fast),
+        "interaction": (both - slow_only - fast_only + base, 2.0, exact.interaction),
     }
     return {
-        name: replace(_ratio(part, both - base, level, seed), estimate=value / exact.total)
-        for name, (part, value) in parts.items()
+        name: replace(_ratio(part, both - base, bound, level, seed), estimate=value / exact.total)
+        for name, (part, bound, value) in parts.items()
     }
 
 
-def _ratio(above: Array, below: Array, level: float, seed: int) -> Interval:
-    """mean(above) / mean(below) by expanded percentiles over items; unbounded where the divisor meets 0."""
+def _ratio(above: Array, below: Array, bound: float, level: float, seed: int) -> Interval:
+    """mean(above) / mean(below) by expanded percentiles over items; unbounded where the divisor meets 0. ``bound`` is
+    the most that one of ``above`` can be, either way: where all are alike it says how far their mean may lie."""
     n = len(above)
     generator = np.random.default_rng(child_seed("measure.ratio", seed))
     estimate = float(above.mean() / below.mean())
@@ -133,5 +134,9 @@ def _ratio(above: Array, below: Array, level: float, seed: int) -> Interval:
     top, bottom = np.concatenate(tops), np.concatenate(bottoms)
     if n < 2 or bool((bottom == 0).any()) or (bottom > 0).any() != (bottom > 0).all():
         return unknown(n, level, estimate, "the divisor's resamples reach 0")
-    low, high = np.quantile(top / bottom, expanded_tails(level, n))
-    return Interval(estimate, float(low), float(high), n, level, "bootstrap of the ratio")
+    low, high = (float(end) for end in np.quantile(top / bottom, expanded_tails(level, n)))
+    if np.ptp(above) == 0:  # no resample differs, and n items alike are no proof of all
+        part, divisor = constant_interval(float(above[0]), n, level, (-bound, bound)), abs(float(below.mean()))
+        low = estimate - math.hypot(estimate - low, (part.estimate - part.low) / divisor)
+        high = estimate + math.hypot(high - estimate, (part.high - part.estimate) / divisor)
+    return Interval(estimate, low, high, n, level, "bootstrap of the ratio")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -38,14 +38,17 @@ def plain_task(found: TaskTable) -> dict[str, Any]:
     for name, evaluation in named.items():
         same.setdefault(evaluation.conditioning_id, []).append(name)
     split = found.split
+    effects = {name: _effect(split, name, list(same.values())) for name in EFFECTS} if split else None
     return {
         "round": found.round,
         "cells": {
             "_".join(cell): {**interval.as_dict(), "samples": found.evaluations[cell].samples}
             for cell, interval in found.cells.items()
         },
-        "effects": {name: _effect(split, name, list(same.values())) for name in EFFECTS} if split else None,
-        "shares": {k: v.as_dict() for k, v in split.shares.items()} if split and split.shares else None,
+        "effects": effects,
+        "shares": {k: _share(v, effects[k]) for k, v in split.shares.items()}
+        if split and split.shares and effects
+        else None,
         "identical": [cells for cells in same.values() if len(cells) > 1],
     }
 
@@ -57,6 +60,12 @@ def _effect(split: TwoByTwo, name: str, identical: Sequence[Sequence[str]]) -> d
         if all(any(one in cells and other in cells for cells in identical) for one, other in way):
             plain |= {"estimate": 0.0, "low": 0.0, "high": 0.0, "method": "identical"}
     return dict(plain)
+
+
+def _share(share: Interval, effect: Mapping[str, Any]) -> dict[str, Any]:
+    """A share's plain form; of an effect that is 0 by construction it is 0 too."""
+    exact = {"estimate": 0.0, "low": 0.0, "high": 0.0, "method": "identical"}
+    return {**share.as_dict(), **(exact if effect["method"] == "identical" else {})}
 
 
 def plain_retention(
