@@ -407,12 +407,7 @@ items = 4
 """
 
 
-LATER = pytest.mark.xfail(raises=ConfigError, reason="[rollouts] has no 'reuse' and 'under' yet")
-
-
-@pytest.mark.parametrize(
-    "recipe", [pytest.param(name, marks=LATER) if name.startswith("fst") else name for name in RECIPES]
-)
+@pytest.mark.parametrize("recipe", list(RECIPES))
 @pytest.mark.parametrize("slow", ["lora", "full"])
 def test_every_arm_s_options_are_known_to_their_components(recipe: str, slow: str) -> None:
     pytest.importorskip("torch")

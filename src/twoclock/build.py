@@ -14,7 +14,8 @@ from twoclock.contracts import Allocator, Channel, Gate, LoopObserver, Policy, R
 from twoclock.errors import ConfigError, MissingExtraError, TwoclockError, unknown_name
 from twoclock.evaluation import CELLS, EvaluationSettings, Evaluator, conditioning_of, conditionings_of
 from twoclock.fast import build_fast, fast_names
-from twoclock.loop import Loop, RolloutSettings, sampling_problems
+from twoclock.gathering import RolloutSettings
+from twoclock.loop import Loop, StoreSettings, sampling_problems
 from twoclock.options import read_options
 from twoclock.slow import SLOW_CHANNELS, build_slow
 from twoclock.store import RunStore
@@ -60,6 +61,7 @@ class Parts:
         self.evaluation: EvaluationSettings = attempt(
             lambda: read_options(EvaluationSettings, config.measure, "[measure]")
         )
+        self.keeping: StoreSettings = attempt(lambda: read_options(StoreSettings, config.store, "[store]"))
         self.gate_config: GateConfig = attempt(lambda: read_options(GateConfig, config.gates, "[gates]"))
         reflector = attempt(lambda: build_reflector(config))
         # By name: a run that is opened again reads them from canonical JSON, and must join and record them alike.
@@ -77,6 +79,8 @@ class Parts:
             )
         elif slow:
             problems += sampling_problems(self.sampling)
+        if self.rollouts is not None and self.rollouts.reuse:
+            problems += _reuse_problems(self.channels)
         if config.model.endpoint and not config.model.name:
             problems.append("[model] endpoint needs [model] name: the model's name on that server")
         if self.allocator is not None and len(self.channels) == len(config.channels):
@@ -202,6 +206,7 @@ class Session:
             sampling=parts.sampling,
             rollouts=parts.rollouts,
             evaluation=parts.evaluation,
+            keeping=parts.keeping,
             observer=observer,
         )
 
@@ -279,6 +284,16 @@ def open_session(
     except BaseException:
         store.close()
         raise
+
+
+def _reuse_problems(channels: Mapping[str, Channel[Any]]) -> list[str]:
+    """What keeps a run from learning from rollouts of earlier rounds."""
+    return [
+        f"[rollouts] reuse = true hands rollouts of earlier rounds to channel '{name}', whose objective has no "
+        'importance weights for them: set reuse = false, or objective = "cispo" (or grpo, dr_grpo, dapo, gspo)'
+        for name, channel in channels.items()
+        if getattr(channel, "on_policy_only", False)
+    ]
 
 
 def _stream_problems(config: RunConfig) -> list[str]:

@@ -103,6 +103,7 @@ class RunConfig(Section):
     allocator: dict[str, Any] = {"name": "fixed"}
     gates: dict[str, Any] = Field(default_factory=dict)
     measure: dict[str, Any] = Field(default_factory=dict)
+    store: dict[str, Any] = Field(default_factory=dict)
     reflector: ReflectorSection | None = None
     base_dir: str = "."
     """Where relative paths of the file start; set when it is read."""

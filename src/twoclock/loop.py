@@ -15,12 +15,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from twoclock.bench import Bench, grade_rollouts, sampling_cost
+from twoclock.bench import Bench
 from twoclock.contracts import Allocator, Channel, Gate, LoopObserver, Policy, Population, Task, TaskStream
-from twoclock.errors import BudgetError, ConfigError, NumericsError, UnsupportedError
+from twoclock.errors import BudgetError, ConfigError, NumericsError, UnsupportedError, unknown_name
 from twoclock.evaluation import Cell, EvaluationSettings, Evaluator, conditioning_of, conditionings_of
+from twoclock.gathering import Gathered, Gathering, RolloutSettings
 from twoclock.seeding import child_seed
-from twoclock.store import RunStore
+from twoclock.store import KeptRollout, RunStore
 from twoclock.types import (
     Assignment,
     Budget,
@@ -31,12 +32,10 @@ from twoclock.types import (
     Evaluation,
     Evidence,
     Group,
-    Item,
     LedgerEntry,
     Phase,
     Plan,
     Proposal,
-    Request,
     RoundRecord,
     Sampling,
     Snapshot,
@@ -44,32 +43,21 @@ from twoclock.types import (
     Verdict,
 )
 
-__all__ = ["STEPS", "Loop", "RolloutSettings", "sampling_problems"]
+__all__ = ["STEPS", "Loop", "StoreSettings", "sampling_problems"]
 
 STEPS = ("read", "roll out", "grade", "allocate", "propose", "judge", "commit")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutSettings:
-    """What a round rolls out: ``items`` groups of ``per_item`` rollouts, each group over ``prompts_per_item`` of the
-    fast clock's alternatives (the deployed one first)."""
+class StoreSettings:
+    """What a run's folder keeps."""
 
-    items: int = 8
-    per_item: int = 8
-    prompts_per_item: int = 1
+    keep: int = 0
+    """The newest versions of each slow channel that are kept, beside those at the ends of phases; 0: every one."""
 
     def __post_init__(self) -> None:
-        problems = [
-            f"rollouts.{name} = {getattr(self, name)}: expected at least 1"
-            for name in ("items", "per_item", "prompts_per_item")
-            if getattr(self, name) < 1
-        ]
-        if not problems and self.per_item % self.prompts_per_item:
-            problems.append(
-                f"rollouts.per_item = {self.per_item} must divide by prompts_per_item = {self.prompts_per_item}"
-            )
-        if problems:
-            raise ConfigError(problems)
+        if self.keep < 0:
+            raise ConfigError(f"store.keep = {self.keep}: expected 0 (every version) or a number of versions")
 
 
 class Silent:
@@ -90,6 +78,35 @@ class _Outcome:
     offer: Proposal[Any] | Declined
     verdict: Verdict | None = None
     cost: Cost = field(default_factory=Cost)
+    falls_back: bool = False
+    """Whether the gate refused the proposal, and its fallback is kept."""
+
+    @property
+    def accepted(self) -> bool:
+        return self.verdict is not None and self.verdict.accepted
+
+    def kept(self, live: Any) -> Any:
+        """The state that the channel has after this."""
+        if not isinstance(self.offer, Proposal):
+            return live
+        return self.offer.state if self.accepted else self.offer.fallback if self.falls_back else live
+
+
+@dataclass
+class _Searched:
+    """What the round's searches have rolled out on items that are yet to come up."""
+
+    groups: list[Group] = field(default_factory=list)
+    conditionings: dict[str, Conditioning] = field(default_factory=dict)
+
+    def add(self, bench: Bench) -> None:
+        self.groups += bench.kept
+        self.conditionings |= bench.conditionings
+
+    def evidence(self, of: Evidence) -> Evidence | None:
+        if not self.groups:
+            return None
+        return replace(of, groups=tuple(self.groups), conditionings=self.conditionings)
 
 
 class Loop:
@@ -108,16 +125,20 @@ class Loop:
         sampling: Sampling,
         rollouts: RolloutSettings,
         evaluation: EvaluationSettings,
+        keeping: StoreSettings | None = None,
         observer: LoopObserver | None = None,
     ) -> None:
         self.store, self.policy, self.stream = store, policy, stream
         self.channels, self.allocator, self.gates = dict(channels), allocator, dict(gates)
         self.seed, self.sampling, self.rollouts = seed, sampling, rollouts
         self.evaluator = Evaluator(policy, stream.tasks, evaluation, sampling, seed)
+        self.gathering = Gathering(policy, stream, rollouts, sampling, seed)
+        self.keeping = keeping or StoreSettings()
         self.observer: LoopObserver = observer or Silent()
         self._clocks = {name: channel.timescale for name, channel in self.channels.items()}
         self._check()
         self.states: dict[str, Any] = {}
+        self._hashed: dict[str, tuple[Any, str]] = {}
 
     def _check(self) -> None:
         slow = [name for name, clock in self._clocks.items() if clock is Timescale.SLOW]
@@ -131,10 +152,15 @@ class Loop:
 
     # ---------------------------------------------------------------------------------------------------- life cycle
 
-    def begin(self) -> None:
-        """Round 0: the states that change nothing, and the base's scores."""
+    def begin(self, states: Mapping[str, Any] | None = None) -> None:
+        """Round 0: the states that change nothing, and the base's scores. ``states``, by channel, are begun from
+        instead, such as what another run has learned."""
+        given = states or {}
+        if unknown := [unknown_name("channel to begin from", name, self.channels) for name in given
+                       if name not in self.channels]:  # fmt: skip
+            raise ConfigError(unknown)
         self.states = {
-            name: channel.init(self.policy.card, child_seed("init", self.seed, name))
+            name: given[name] if name in given else channel.init(self.policy.card, child_seed("init", self.seed, name))
             for name, channel in self.channels.items()
         }
         hashes = self._hashes()
@@ -147,7 +173,7 @@ class Loop:
                 before="",
                 after=hashes[name],
                 cause="the run begins",
-                reason="the state that changes nothing",
+                reason="a state that was given" if name in given else "the state that changes nothing",
                 cost=Cost(),
             )
             for name, channel in self.channels.items()
@@ -167,6 +193,7 @@ class Loop:
         self.states = {
             name: channel.load(self.store.get_blob(head.states[name])) for name, channel in self.channels.items()
         }
+        self._hashed = {name: (state, head.states[name]) for name, state in self.states.items()}
 
     def run(self, until: int | None = None) -> None:
         """Runs what is left of the stream, or up to round ``until``."""
@@ -186,34 +213,33 @@ class Loop:
         task = self.stream.tasks[phase.task]
 
         self.observer.step(number, "read")
-        items = self.stream.batch(number, self.rollouts.items, self.seed)
+        gathering = self.gathering
+        items = gathering.items(number)
         conditionings = self._conditionings(number, phase.task)
+        taken = gathering.take_up(number, items, conditionings, self._kept)
 
         self.observer.step(number, "roll out")
         began = time.perf_counter()
-        requests = self._requests(number, items, conditionings)
-        completions = self.policy.sample(requests, self.sampling)
-        cost = sampling_cost(completions)
+        requests, completions = gathering.sample(number, items, conditionings, taken)
         clock["rollout_s"] = time.perf_counter() - began
 
         self.observer.step(number, "grade")
         began = time.perf_counter()
-        groups = grade_rollouts(task, items, requests, completions)
-        evidence = Evidence(
-            round=number,
-            phase=phase.index,
-            task=phase.task,
-            groups=groups,
-            conditionings={c.id: c for c in conditionings},
-            sampling=self.sampling,
-        )
+        gathered = gathering.grade(number, task, items, requests, completions, taken)
         clock["grade_s"] = time.perf_counter() - began
+        began = time.perf_counter()
+        gathered = gathering.replace_dead(number, task, items, conditionings, gathered)
+        clock["rollout_s"] += time.perf_counter() - began
+        evidence, cost = gathering.evidence(number, gathered), gathered.cost
 
         self.observer.step(number, "allocate")
         plan = self._plan(evidence)
 
         self.observer.step(number, "propose")
-        outcomes = [self._propose(number, task, evidence, assignment, clock) for assignment in plan.assignments]
+        searched = _Searched()
+        outcomes = [
+            self._propose(number, task, evidence, assignment, clock, searched) for assignment in plan.assignments
+        ]
 
         self.observer.step(number, "judge")
         for outcome in outcomes:
@@ -223,16 +249,16 @@ class Loop:
         before = self._hashes()
         after = dict(self.states)
         for outcome in outcomes:
-            if isinstance(outcome.offer, Proposal) and outcome.verdict and outcome.verdict.accepted:
-                after[outcome.assignment.channel] = outcome.offer.state
-        hashes = {name: self.store.put_blob(self.channels[name].dump(state)) for name, state in after.items()}
+            if isinstance(outcome.offer, Proposal):
+                after[outcome.assignment.channel] = outcome.kept(after[outcome.assignment.channel])
+        hashes = {name: self._hash(name, state) for name, state in after.items()}
         entries = [self._entry(number, phase, outcome, before, hashes) for outcome in outcomes]
         began = time.perf_counter()
         evaluations, drift, measured = self._measure(number, phase, after)
         clock["measure_s"] = time.perf_counter() - began
         clock["round_s"] = time.perf_counter() - started
         clock["decode_per_s"] = cost.completion_tokens / max(clock["rollout_s"], 1e-9)
-        metrics = {**_summary(evidence, cost), **clock}
+        metrics = {**_summary(evidence, cost, gathered), **clock}
         snapshot = Snapshot(round=number, states=hashes, next_round=number + 1)
         self.store.commit_round(
             RoundRecord(
@@ -246,14 +272,21 @@ class Loop:
                 evaluations=tuple(evaluations),
                 drift=tuple(drift),
                 evaluated=measured,
+                searched=searched.evidence(evidence),
             )
         )
         self.states = after
+        if self.keeping.keep:
+            for name, timescale in self._clocks.items():
+                if timescale is Timescale.SLOW:
+                    self.store.thin(name, self.keeping.keep)
         self.observer.committed(number, metrics, snapshot)
 
     def _conditionings(self, number: int, task: str) -> list[Conditioning]:
         """The joint conditionings of a round's groups: the deployed one, then alternatives of one fast channel."""
         count = self.rollouts.prompts_per_item
+        if self.rollouts.under == "none":
+            return [conditioning_of(self.channels, self.states, task, ("live", "none"))]
         deployed = conditioning_of(self.channels, self.states, task)
         joint = [deployed]
         for name, channel in self.channels.items():
@@ -265,17 +298,10 @@ class Loop:
         # Where there are fewer than asked for, the first ones get a second share: a group is always whole.
         return [distinct[i % len(distinct)] for i in range(count)]
 
-    def _requests(self, number: int, items: Sequence[Item], conditionings: Sequence[Conditioning]) -> list[Request]:
-        each = self.rollouts.per_item // len(conditionings)
-        return [
-            Request(
-                prompt=item.prompt,
-                conditioning=conditioning,
-                seeds=tuple(child_seed("rollout", self.seed, number, item.id, place * each + n) for n in range(each)),
-            )
-            for item in items
-            for place, conditioning in enumerate(conditionings)
-        ]
+    def _kept(self, task: str, item_ids: Sequence[str], since: int) -> Sequence[KeptRollout]:
+        """What searches have kept, since the last rollback: what came before it belongs to another history."""
+        back = max((entry.round for entry in self.store.entries(action="rollback")), default=-1)
+        return self.store.kept_rollouts(task, item_ids, since=max(since, back + 1))
 
     def _plan(self, evidence: Evidence) -> Plan:
         by_round: dict[int, dict[str, Any]] = {
@@ -287,7 +313,7 @@ class Loop:
         history = [by_round[n] for n in sorted(by_round)]
         return self.allocator.plan(evidence, self._clocks, history)
 
-    def _bench(self, channel: str, task: Task, budget: Budget | None = None) -> Bench:
+    def _bench(self, channel: str, task: Task, budget: Budget | None = None, number: int | None = None) -> Bench:
         return Bench(
             self.policy,
             task,
@@ -295,15 +321,23 @@ class Loop:
             sampling=self.sampling,
             budget=budget,
             join=partial(self._joined, channel, task.name),
+            upcoming=None if number is None else partial(self.gathering.upcoming, number),
+            keeps_upcoming=self.rollouts.reuse,
         )
 
     def _propose(
-        self, number: int, task: Task, evidence: Evidence, assignment: Assignment, clock: dict[str, float]
+        self,
+        number: int,
+        task: Task,
+        evidence: Evidence,
+        assignment: Assignment,
+        clock: dict[str, float],
+        searched: _Searched,
     ) -> _Outcome:
         began = time.perf_counter()
         name = assignment.channel
         channel = self.channels[name]
-        bench = self._bench(name, task, assignment.budget)
+        bench = self._bench(name, task, assignment.budget, number)
         seed = child_seed("propose", self.seed, number, name)
         offer: Proposal[Any] | Declined
         try:
@@ -311,6 +345,7 @@ class Loop:
         except (BudgetError, NumericsError) as error:
             # Refused before anything was spent or taken in: the channel has nothing to offer, and the run goes on.
             offer = Declined(channel=name, reason=f"{type(error).__name__}: {error}")
+        searched.add(bench)
         seconds = time.perf_counter() - began
         _count(clock, channel.timescale, seconds)
         # What the bench counted stands, whatever the channel says of itself; it adds what a bench cannot see.
@@ -339,9 +374,20 @@ class Loop:
             outcome.assignment.budget,
             child_seed("judge", self.seed, number, name),
         )
+        outcome.falls_back = self._falls_back(name, task.name, outcome)
         seconds = time.perf_counter() - began
         _count(clock, self.channels[name].timescale, seconds)
         outcome.cost = outcome.cost + replace(bench.spent, seconds=seconds)
+
+    def _falls_back(self, name: str, task: str, outcome: _Outcome) -> bool:
+        """Whether what stands beside a refused proposal is kept: only where it speaks to the model as the live state
+        does, as nobody has judged it."""
+        offer = outcome.offer
+        if outcome.accepted or not isinstance(offer, Proposal) or offer.fallback is None:
+            return False
+        channel = self.channels[name]
+        now, then = channel.condition(self.states[name], task), channel.condition(offer.fallback, task)
+        return now.id == then.id
 
     def _entry(
         self, number: int, phase: Phase, outcome: _Outcome, before: Mapping[str, str], after: Mapping[str, str]
@@ -365,15 +411,19 @@ class Loop:
                 reason=offer.reason,
                 metrics=_finite(offer.metrics),
             )
-        accepted = verdict is not None and verdict.accepted
+        accepted = outcome.accepted
         offered = after[name] if accepted else self.store.put_blob(self.channels[name].dump(offer.state))
+        reason, writes = verdict.reason if verdict else "", offer.writes
+        if outcome.falls_back:
+            reason = f"kept beside what is deployed, whose change was refused: {reason}"
+            writes = tuple(w if w.kind in ("pool", "retire") else replace(w, kind="pool") for w in writes)
         return LedgerEntry(
             **common,
-            action="commit" if accepted else "reject",
+            action="commit" if accepted or outcome.falls_back else "reject",
             cause=f"{outcome.assignment.reason}; {offer.cause}",
-            reason=verdict.reason if verdict else "",
+            reason=reason,
             offered=offered,
-            writes=offer.writes,
+            writes=writes,
             metrics=_finite({**offer.metrics, **(verdict.metrics if verdict else {})}),
         )
 
@@ -388,7 +438,7 @@ class Loop:
         ends = sum(p.rounds for p in self.stream.phases[: phase.index + 1]) == number
         evaluations: list[Evaluation] = []
         measured: dict[str, Conditioning] = {}
-        if ends:
+        if ends or (settings.every and number % settings.every == 0):
             cells: list[Cell] = [("live", "none"), ("live", "learned")]
             measured = conditionings_of(self.channels, states, self._tasks(), cells)
             evaluations = self.evaluator.cells(
@@ -397,7 +447,7 @@ class Loop:
                 states,
                 tasks=self._tasks(),
                 cells=cells,
-                purpose="phase",
+                purpose="phase" if ends else "probe",
                 known=[e for e in self.store.evaluations() if e.samples == settings.samples],
             )
         drift: list[DriftRecord] = []
@@ -424,7 +474,14 @@ class Loop:
         return joined
 
     def _hashes(self) -> dict[str, str]:
-        return {name: self.store.put_blob(c.dump(self.states[name])) for name, c in self.channels.items()}
+        return {name: self._hash(name, self.states[name]) for name in self.channels}
+
+    def _hash(self, name: str, state: Any) -> str:
+        """The hash of a state's blob, which is put where it is new. States are values: the same object has the same."""
+        known = self._hashed.get(name)
+        if known is None or known[0] is not state:
+            self._hashed[name] = known = (state, self.store.put_blob(self.channels[name].dump(state)))
+        return known[1]
 
 
 def sampling_problems(sampling: Sampling) -> list[str]:
@@ -447,8 +504,7 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
-def _summary(evidence: Evidence, cost: Cost) -> dict[str, float]:
-    groups: Sequence[Group] = evidence.groups
+def _summary(evidence: Evidence, cost: Cost, gathered: Gathered) -> dict[str, float]:
     rollouts = evidence.rollouts
     texts = [r.completion.text.strip() for r in rollouts]
     common = max((texts.count(t) for t in set(texts)), default=0)
@@ -457,7 +513,10 @@ def _summary(evidence: Evidence, cost: Cost) -> dict[str, float]:
         "rollouts": float(cost.rollouts),
         "prompt_tokens": float(cost.prompt_tokens),
         "completion_tokens": float(cost.completion_tokens),
-        "dead_groups": evidence.dead_groups / len(groups) if groups else 0.0,
+        # Of all groups sampled, those included that dynamic sampling has replaced.
+        "dead_groups": gathered.dead_groups / gathered.sampled_groups if gathered.sampled_groups else 0.0,
+        "groups": float(gathered.sampled_groups),
+        "reused": float(gathered.reused),
         "failed_grades": float(sum(r.grade.failure is not None for r in rollouts)),
         # A policy that collapsed to one answer shows here before it shows in the reward.
         "commonest_answer": common / len(texts) if texts else 0.0,

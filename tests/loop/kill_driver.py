@@ -15,12 +15,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-from loop_world import Killer, World  # noqa: E402
+from loop_world import ROLLOUTS, Killer, World  # noqa: E402
 
 from tiny_world import open_tiny  # noqa: E402
 from twoclock.errors import StoreError  # noqa: E402
@@ -130,11 +131,28 @@ def _committed(path: Path) -> int:
 
 def _facts(path: Path) -> dict[str, Any]:
     with RunStore.open(path) as store:
-        return {"digest": store.digest(), "problems": store.verify(), "round": store.head().round}
+        rounds = store.rounds()
+        return {
+            "digest": store.digest(),
+            "problems": store.verify(),
+            "round": store.head().round,
+            "reused": sum(row.metrics["reused"] for row in rounds),
+            "replaced": sum(row.metrics["groups"] for row in rounds) - ROLLOUTS.items * len(rounds),
+        }
+
+
+def world_of(model: Any) -> World:
+    """Whole cycles of Fast-Slow Training: a search on the items to come, its rollouts taken up again by the slow clock
+    in the rounds after, dead groups replaced; so a kill falls into every phase of a cycle."""
+    return World(
+        policy=model,
+        channels={"lora": {"objective": "cispo"}, "prompts": {"window": "ahead"}},
+        rollouts=replace(ROLLOUTS, reuse=True, dynamic=1),
+    )
 
 
 def points(model: Any, folder: Path) -> list[dict[str, Any]]:
-    world = World(policy=model)
+    world = world_of(model)
     _in_child(lambda: world.play(folder / "whole"))  # type: ignore[arg-type, return-value]
     results: list[dict[str, Any]] = [{"point": "none", **_facts(folder / "whole")}]
     for number, point in enumerate([*IN_STEPS, *INSIDE]):
@@ -165,7 +183,7 @@ def main() -> None:
     if verb == "points":
         print(json.dumps(points(model, Path(path))))
         return
-    World(policy=model).play(Path(path), Killer(int(point[0]), point[1]) if point else None)
+    world_of(model).play(Path(path), Killer(int(point[0]), point[1]) if point else None)
 
 
 if __name__ == "__main__":

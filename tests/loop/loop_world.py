@@ -13,7 +13,8 @@ from tiny_world import MEASURE, SAMPLING, make_channel, tiny_task
 from twoclock.allocate import GateConfig, build_allocator, gate_for
 from twoclock.contracts import Policy, Task
 from twoclock.evaluation import EvaluationSettings, Evaluator
-from twoclock.loop import Loop, RolloutSettings
+from twoclock.gathering import RolloutSettings
+from twoclock.loop import Loop
 from twoclock.models.scripted import ScriptedPolicy
 from twoclock.seeding import child_rng
 from twoclock.store import RunStore

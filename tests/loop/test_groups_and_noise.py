@@ -14,7 +14,7 @@ from loop_world import World, solver
 from tiny_world import MEASURE
 from twoclock.allocate import GateConfig
 from twoclock.evaluation import conditioning_of
-from twoclock.loop import RolloutSettings
+from twoclock.gathering import RolloutSettings
 from twoclock.models.scripted import ScriptedPolicy
 from twoclock.seeding import child_rng
 from twoclock.store import RunStore

@@ -2,7 +2,8 @@
 
 Processes are really killed (``kill_driver.py``): in each of the seven steps, in different rounds, and in the places
 that hurt most: half a blob written, all blobs put, inside the transaction, between commit and memory. The runs learn on
-both clocks, so that optimizer moments, prompt pools, random streams and the data position are all in question.
+both clocks in cycles of Fast-Slow Training, so that optimizer moments, prompt pools, rollouts kept for reuse, random
+streams and the data position are all in question.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ def test_killed_and_resumed_is_uninterrupted(point: tuple[int, str], outcomes: d
     assert outcome["problems"] == []
     assert outcome["round"] == whole["round"] == 6
     assert outcome["digest"] == whole["digest"]
+
+
+def test_the_run_has_whole_cycles_in_it(outcomes: dict[str, dict[str, Any]]) -> None:
+    assert outcomes['"none"']["reused"] > 0
+    assert outcomes['"none"']["replaced"] > 0
 
 
 def test_one_run_killed_at_every_point(outcomes: dict[str, dict[str, Any]]) -> None:

@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).parents[2] / "experiments" / "fast_slow_train
 from toy import claims, render
 from toy_policy import ToyPolicy
 from toy_runs import TARGET, Result, Settings, play
-from toy_study import STARTS, ZERO, Study, compare, fresh_task, known_answers, null_prompt, plasticity
+from toy_study import STARTS, ZERO, Study, area_gained, compare, fresh_task, known_answers, null_prompt, plasticity
 from toy_world import NUM_ANSWERS, NUM_FORMATS, NUM_INPUTS, TASKS, ToyTask, World, scripted_reflector
 
 from twoclock.contracts import Policy, Task, Trainable
@@ -285,7 +285,10 @@ def test_plasticity_is_read_off_fresh_runs_from_each_start(fresh: dict[str, list
         assert [r.curve.start for r in runs] == [start] * 2
         assert all(len(r.curve.points) == FRESH + 1 and r.curve.task == TASKS[1] for r in runs)
     found = plasticity(fresh["fst"], fresh["base"])
-    print(found.ratio, found.dead_groups)
+    gained = {start: area_gained(runs, fresh["base"]) for start, runs in fresh.items()}
+    print(found.ratio, found.dead_groups, {start: str(interval) for start, interval in gained.items()})
+    assert (gained["base"].low, gained["base"].high) == (0.0, 0.0)
+    assert gained["rl_only"].estimate < 0 < gained["fst"].estimate
     assert found.dead_groups.is_known
     # Both kept the map; only the weights that learned the format stand further from the other one.
     assert all(

@@ -14,7 +14,8 @@ from loop_world import ALTERNATE, BOTH, ROLLOUTS, Steps, World, solver
 from tiny_world import MEASURE, tiny_task
 from twoclock.allocate import GateConfig
 from twoclock.evaluation import conditioning_of
-from twoclock.loop import STEPS, RolloutSettings
+from twoclock.gathering import RolloutSettings
+from twoclock.loop import STEPS
 from twoclock.models.plain import plain_logits
 from twoclock.nn.lowrank import mounted
 from twoclock.store import RunStore

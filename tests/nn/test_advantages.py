@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from twoclock.nn.objectives import OBJECTIVES, Objective, advantages, soft_overlong_penalty  # noqa: E402
+from twoclock.nn.advantages import advantages, soft_overlong_penalty  # noqa: E402
+from twoclock.nn.objective_table import OBJECTIVES, Objective  # noqa: E402
 
 STD, CENTRED, ALONE, BATCH = (OBJECTIVES[name] for name in ("grpo", "dr_grpo", "rloo", "reinforce"))
 GROUPS = [[1.0, 0.0, 0.0, 0.0], [0.5, 0.5], [1.0], [0.0, 1.0]]

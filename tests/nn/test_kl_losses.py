@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from twoclock.nn.objectives import kl_k2, kl_loss, kl_values  # noqa: E402
+from twoclock.nn.kl import kl_loss, kl_values  # noqa: E402
 
 KINDS: tuple[Literal["k1", "k2", "k3"], ...] = ("k1", "k2", "k3")
 VOCABULARY = 5
@@ -142,8 +142,6 @@ def test_the_loss_is_a_sum_of_means_and_reads_no_padding(which: Literal["k2", "k
     assert new.grad is not None
     assert bool(torch.isfinite(new.grad).all())
     assert bool((new.grad[mask == 0] == 0).all())
-    if which == "k2":
-        assert float(kl_k2(new, ref, mask).detach()) == float(loss.detach())
     pieces = [kl_loss(new[s], ref[s], mask[s], which).detach() for s in (slice(0, 1), slice(1, 3))]
     torch.testing.assert_close(sum(pieces), loss.detach())
 

@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch")
 
 from objective_batch import batch  # noqa: E402
 
-from twoclock.nn.objectives import OBJECTIVES, denominator, policy_loss  # noqa: E402
+from twoclock.nn.objective_table import OBJECTIVES  # noqa: E402
+from twoclock.nn.objectives import denominator, policy_loss  # noqa: E402
 
 NAMES = tuple(OBJECTIVES)
 WEIGHED = tuple(name for name in NAMES if not OBJECTIVES[name].on_policy_only)

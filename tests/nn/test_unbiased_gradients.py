@@ -15,7 +15,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from twoclock.nn.objectives import OBJECTIVES, Objective, advantages, denominator, policy_loss  # noqa: E402
+from twoclock.nn.advantages import advantages  # noqa: E402
+from twoclock.nn.objective_table import OBJECTIVES, Objective  # noqa: E402
+from twoclock.nn.objectives import denominator, policy_loss  # noqa: E402
 
 ANSWERS = ((0,), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2))
 MASK = torch.tensor([[1.0, float(len(a) > 1)] for a in ANSWERS], dtype=torch.float64)

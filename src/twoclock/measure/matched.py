@@ -2,8 +2,8 @@
 
 Two curves of (score, drift) a seed are read at one stated score, each at its first crossing, on the straight line
 between evaluations (as published curves are read). An arm that never reaches the score has no drift there: the
-comparison is refused rather than taken elsewhere. A reduction of 0.7 is 70 % less drift than the other arm's; a negative
-one is more.
+comparison is refused rather than taken elsewhere. A reduction of 0.7 is 70 % less drift than the other arm's; a
+negative one is more.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from twoclock.errors import ConfigError
 from twoclock.nn.objective_table import Objective
 
-__all__ = ["advantages", "group_advantages", "soft_overlong_penalty"]
+__all__ = ["advantages", "soft_overlong_penalty"]
 
 
 def advantages(objective: Objective, groups: Sequence[Sequence[float]], *, eps: float = 1e-6) -> list[list[float]]:
@@ -24,9 +24,9 @@ def advantages(objective: Objective, groups: Sequence[Sequence[float]], *, eps: 
             if not math.isfinite(reward):
                 raise ValueError(f"rewards must be finite numbers; rollout {index} of group {at} has {reward}")
     if objective.advantage == "std":
-        return [group_advantages(group, eps=eps) for group in groups]
+        return [_of_group(group, eps=eps) for group in groups]
     if objective.advantage == "centred":
-        return [group_advantages(group, scale=False) for group in groups]
+        return [_of_group(group, scale=False) for group in groups]
     if objective.advantage == "leave_one_out":
         return [_against_the_others(group) for group in groups]
     flat = iter(_against_the_others([reward for group in groups for reward in group]))
@@ -41,7 +41,7 @@ def _against_the_others(rewards: Sequence[float]) -> list[float]:
     return [r - (total - r) / (count - 1) for r in rewards]
 
 
-def group_advantages(rewards: Sequence[float], *, scale: bool = True, eps: float = 1e-6) -> list[float]:
+def _of_group(rewards: Sequence[float], *, scale: bool = True, eps: float = 1e-6) -> list[float]:
     """Advantages of one group, in the order given: ``std``, or ``centred`` by ``scale=False`` (Dr. GRPO). A group
     without variance, or of one rollout, gives exact zeros."""
     count = len(rewards)

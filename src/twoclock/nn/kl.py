@@ -23,7 +23,7 @@ from typing import Literal
 
 import torch
 
-__all__ = ["kl_k2", "kl_loss", "kl_values"]
+__all__ = ["kl_loss", "kl_values"]
 
 
 def kl_values(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, which: Literal["k1", "k2", "k3"]) -> torch.Tensor:
@@ -69,8 +69,3 @@ def kl_loss(
     # Padding is emptied before, not after: an infinity times 0 would be NaN, and so would its gradient.
     values = kl_values(logprobs.masked_fill(~real, 0.0), ref_logprobs.masked_fill(~real, 0.0), which)
     return ((values * mask).sum(dim=-1) / mask.sum(dim=-1).clamp(min=1.0)).sum()
-
-
-def kl_k2(logprobs: torch.Tensor, base_logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """:func:`kl_loss` with k2: the sum over rollouts of (1/|y|) Σ_t ½ (log π_θ − log π_base)²."""
-    return kl_loss(logprobs, base_logprobs, mask, "k2")

@@ -1,7 +1,7 @@
 """What the slow clock minimises: advantages from rewards, and policy-gradient losses from them. Pure functions.
 
-An objective is a row of :data:`OBJECTIVES`, four choices and two bounds; nothing here asks for one by name. The whole
-room is imported from here; its parts are ``objective_table``, ``advantages``, ``kl`` and the losses below.
+An objective is a row of data, four choices and two bounds; nothing here asks for one by name. The
+room has its rows in ``objective_table``, what a rollout earns in ``advantages``, the divergences in ``kl``.
 
     advantage   std            A_i = (r_i − mean_j r_j) / (std_j r_j + ε)      std unbiased (G − 1), over the group
                 centred        A_i = r_i − mean_j r_j                          over the group
@@ -32,33 +32,9 @@ from __future__ import annotations
 import torch
 
 from twoclock.errors import ConfigError
-from twoclock.nn.advantages import advantages, group_advantages, soft_overlong_penalty
-from twoclock.nn.kl import kl_k2, kl_loss, kl_values
-from twoclock.nn.objective_table import (
-    OBJECTIVES,
-    Objective,
-    ObjectiveName,
-    tau_from_trl,
-    tau_from_verl,
-    wrong_bounds,
-)
+from twoclock.nn.objective_table import Objective, wrong_bounds
 
-__all__ = [
-    "OBJECTIVES",
-    "Objective",
-    "ObjectiveName",
-    "advantages",
-    "policy_loss",
-    "denominator",
-    "tau_from_trl",
-    "tau_from_verl",
-    "soft_overlong_penalty",
-    "kl_values",
-    "kl_loss",
-    "group_advantages",
-    "grpo_loss",
-    "kl_k2",
-]
+__all__ = ["denominator", "policy_loss"]
 
 LOG_RATIO_LIMIT = 20.0
 
@@ -175,20 +151,3 @@ def denominator(objective: Objective, *, rollouts: float, tokens: float, max_tok
             raise ValueError(f"max_tokens is the longest completion allowed, 1 or more; got {max_tokens}")
         return float(rollouts) * max_tokens
     return float(rollouts)
-
-
-def grpo_loss(
-    logprobs: torch.Tensor,
-    old_logprobs: torch.Tensor,
-    advantages: torch.Tensor,
-    mask: torch.Tensor,
-    *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-) -> torch.Tensor:
-    """:func:`policy_loss` of ``grpo``, the sum alone, and without the clamp of the exponent."""
-    ratio = torch.exp(logprobs - old_logprobs)
-    weight = advantages[:, None]
-    term = torch.minimum(ratio * weight, ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * weight)
-    lengths = mask.sum(dim=-1).clamp(min=1.0)
-    return -((term * mask).sum(dim=-1) / lengths).sum()

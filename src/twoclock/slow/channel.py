@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from twoclock.contracts import Trainable, Workbench
 from twoclock.errors import ConfigError, UnsupportedError
-from twoclock.nn.objectives import OBJECTIVES, Objective
+from twoclock.nn.objective_table import OBJECTIVES, Objective
 from twoclock.seeding import child_seed
 from twoclock.slow.config import TrainingConfig
 from twoclock.slow.credit import Credited, between_prompts, credit_distilled, credit_rewards, scored_under

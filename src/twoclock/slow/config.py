@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from twoclock.errors import ConfigError, unknown_name
+from twoclock.nn.objective_table import OBJECTIVES, wrong_bounds
 
 __all__ = ["KL_FORMS", "OBJECTIVE_NAMES", "TrainingConfig"]
 
-OBJECTIVE_NAMES = ("grpo", "dr_grpo", "dapo", "cispo", "gspo", "rloo", "reinforce", "distill")
+OBJECTIVE_NAMES = (*OBJECTIVES, "distill")
 KL_FORMS = ("none", "k1_reward", "k2_loss", "k3_loss")
 
 
@@ -64,8 +65,6 @@ class TrainingConfig:
                 ("max_grad_norm", "above 0", self.max_grad_norm > 0),
                 ("kl_coef", "0 or more", self.kl_coef >= 0),
                 ("kl_target", "above 0", self.kl_target is None or self.kl_target > 0),
-                ("clip_low", "0 or more", self.clip_low is None or self.clip_low >= 0),
-                ("clip_high", "0 or more", self.clip_high is None or self.clip_high >= 0),
                 ("overlong_buffer", "a whole number from 1", self.overlong_buffer >= 1),
             )
             if not ok
@@ -84,9 +83,20 @@ class TrainingConfig:
             problems.append(f'kl = "{self.kl}" needs kl_coef above 0, or a kl_target')
         if self.objective == "distill" and (self.kl != "none" or self.overlong == "soft"):
             problems.append('objective = "distill" learns from no reward: kl and overlong = "soft" have no place in it')
+        problems += self._clip_problems()
         if self.steps_per_round > 1 and self.objective in ("rloo", "reinforce"):
             problems.append(
                 f'objective = "{self.objective}" has no importance weights, so it takes one step a round; set '
                 "steps_per_round = 1, or another objective"
             )
         return problems
+
+    def _clip_problems(self) -> list[str]:
+        row = OBJECTIVES.get(self.objective)
+        if row is None or (self.clip_low is None and self.clip_high is None):
+            return []
+        if row.clip == "none":
+            return [f'objective = "{row.name}" clips nothing: leave clip_low and clip_high out']
+        low = row.clip_low if self.clip_low is None else self.clip_low
+        high = row.clip_high if self.clip_high is None else self.clip_high
+        return wrong_bounds(row, low, high)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from twoclock.contracts import Trainable
 from twoclock.errors import ConfigError
-from twoclock.nn.objectives import Objective, advantages, soft_overlong_penalty
+from twoclock.nn.advantages import advantages, soft_overlong_penalty
+from twoclock.nn.objective_table import Objective
 from twoclock.slow.config import TrainingConfig
 from twoclock.types import Conditioning, Evidence, Group, Rollout
 

@@ -15,7 +15,9 @@ from typing import Any, Protocol
 import torch
 
 from twoclock.contracts import SequenceStats, Trainable
-from twoclock.nn.objectives import Objective, denominator, kl_loss, policy_loss
+from twoclock.nn.kl import kl_loss
+from twoclock.nn.objective_table import Objective
+from twoclock.nn.objectives import denominator, policy_loss
 from twoclock.slow.config import TrainingConfig
 from twoclock.slow.credit import Credited
 from twoclock.types import Conditioning, Cost, Evidence, Group
