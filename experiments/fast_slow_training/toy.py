@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 from toy_runs import TARGET
-from toy_study import SHORT, STARTS, WORLD, Study, compare, plasticity, study
+from toy_study import SHORT, STARTS, WORLD, Study, area_gained, compare, plasticity, study
 
 __all__ = ["claims", "render"]
 
@@ -77,11 +77,12 @@ def _speed(done: Study) -> str:
 
 def _splits(done: Study) -> str:
     rows = []
+    longer = len(done.known_past[0].curve.points) - 1
     groups = {
         "fst": done.arms["fst"],
         "prompt without effect": done.null_prompt,
         "answers known": done.known_answers,
-        "answers known, 30 rounds": done.known_past,
+        f"answers known, {longer} rounds": done.known_past,
     }
     for name, results in groups.items():
         cells = [_spread([r.cells[cell] for r in results], ".3f") for cell in results[0].cells]
@@ -99,7 +100,7 @@ def _splits(done: Study) -> str:
 def _fresh(done: Study) -> str:
     rows = []
     for start, results in done.fresh.items():
-        found = plasticity(results, done.fresh["base"])
+        found, gained = plasticity(results, done.fresh["base"]), area_gained(results, done.fresh["base"])
         ends = [r.curve.points[-1].score for r in results]
         rows.append(
             [
@@ -107,12 +108,13 @@ def _fresh(done: Study) -> str:
                 _spread([r.curve.points[0].score for r in results], ".4f"),
                 _spread(ends, ".3f"),
                 f"{sum(r.reached is not None for r in results)} of {len(results)}",
-                f"{found.ratio.estimate:.2f} [{found.ratio.low:.2f}, {found.ratio.high:.2f}]",
+                f"{found.ratio.estimate:.2f}",
+                "" if start == "base" else f"{gained.estimate:+.3f} [{gained.low:+.3f}, {gained.high:+.3f}]",
                 _spread([r.curve.dead_groups or 0.0 for r in results], ".2f"),
             ]
         )
     head = ["from", "before", f"after {done.fresh_rounds} rounds", f"met {TARGET}",
-            "area under the curve ÷ that from base", "dead groups"]  # fmt: skip
+            "area under the curve ÷ that from base", "less that from base", "dead groups"]  # fmt: skip
     return _table(head, rows)
 
 
@@ -156,8 +158,9 @@ def claims(done: Study) -> list[tuple[str, str, bool]]:
     )
     ratio = control["problems"].ratio
     plain, mixed = done.zero["rl_only"], done.zero["fst"]
-    areas = {s: plasticity(done.fresh[s], done.fresh["base"]).ratio for s in STARTS[1:]}
-    kl, taken = median(r.kl for r in known), sum(r.steps for r in plain)
+    areas = {s: area_gained(done.fresh[s], done.fresh["base"]) for s in STARTS[1:]}
+    kl, later = (median(r.kl for r in runs) for runs in (known, done.known_past))
+    taken, longer = sum(r.steps for r in plain), len(done.known_past[0].curve.points) - 1
     rollouts = fst["rollouts"].ratio
     return [
         ("fst meets the target at least 3 times sooner in problems", f"median {rounds:.1f}", rounds >= 3),
@@ -167,11 +170,12 @@ def claims(done: Study) -> list[tuple[str, str, bool]]:
         ("a prompt without effect has a fast share of about 0", f"at most {fast:.3f}", fast < 0.05),
         ("where answers are known the slow share is about 0", f"at most {slow:.3f}", slow < 0.05),
         ("and so is the KL", f"median {kl:.3f} nats", kl < 0.1),
+        (f"and stays so over {longer} rounds", f"median {later:.3f} nats", later < 0.1),
         ("without reward rl_only never takes a step", f"{taken} steps", not taken),
         ("and fst does", f"{min(r.steps for r in mixed)} steps at least", all(r.steps for r in mixed)),
         ("the parts of the 2×2 sum to the total exactly", "all runs" if held else "not all", held),
         *(
-            (f"from {start} the second task is learned as from base", f"{area}", area.high >= 1)
+            (f"from {start} the second task is learned no worse than from base", f"area {area}", area.high >= 0)
             for start, area in areas.items()
         ),
     ]
@@ -193,7 +197,8 @@ Each run ends where the deployed accuracy meets {TARGET}, or after {done.rounds}
 {SHORT}. Numbers are medians with their range over seeds; ratios in brackets are of geometric means with a 95 % \
 interval over paired seeds. Accuracy and KL are exact sums; KL is KL(weights‖base) in nats a completion, which has two \
 tokens. Rollouts and tokens count searches and trials; problems are those of the rounds. A round without reward \
-variance is no optimizer step, so rl_only has fewer steps than rounds."""
+variance is no optimizer step, so rl_only has fewer steps than rounds. The second task asks for the same map in \
+another format: weights that know the map have a start in it."""
 
 
 def render(done: Study, command: str) -> str:
@@ -215,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="seeds of every arm (5)")
     parser.add_argument("--rounds", type=int, default=600, help="the most rounds of a run to the target (600)")
-    parser.add_argument("--fresh-rounds", type=int, default=300, help="rounds on the second task (300)")
+    parser.add_argument("--fresh-rounds", type=int, default=400, help="rounds on the second task (400)")
     parser.add_argument("--out", type=Path, help="also write the page to this file")
     given = parser.parse_args()
     if given.seeds < 2 or min(given.rounds, given.fresh_rounds) < 2:

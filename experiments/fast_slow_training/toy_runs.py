@@ -19,7 +19,8 @@ from twoclock.allocate import GateConfig, build_allocator, gate_for
 from twoclock.contracts import Channel
 from twoclock.evaluation import CELLS, Cell, EvaluationSettings, conditioning_of
 from twoclock.fast import build_fast
-from twoclock.loop import Loop, RolloutSettings
+from twoclock.gathering import RolloutSettings
+from twoclock.loop import Loop
 from twoclock.measure import CurvePoint, Effects, LearningCurve, effects
 from twoclock.probing.curves import spent_by_round
 from twoclock.seeding import child_seed

@@ -8,9 +8,28 @@ from dataclasses import dataclass, replace
 from toy_runs import TARGET, Result, Settings, play
 from toy_world import TASKS, World
 
-from twoclock.measure import Efficiency, Plasticity, plasticity_ratio, sample_efficiency
+from twoclock.measure import (
+    Efficiency,
+    Interval,
+    Plasticity,
+    area_under,
+    plasticity_ratio,
+    sample_efficiency,
+    t_interval,
+)
 
-__all__ = ["STARTS", "ZERO", "Study", "compare", "fresh_task", "known_answers", "null_prompt", "plasticity", "study"]
+__all__ = [
+    "STARTS",
+    "ZERO",
+    "Study",
+    "area_gained",
+    "compare",
+    "fresh_task",
+    "known_answers",
+    "null_prompt",
+    "plasticity",
+    "study",
+]
 
 WORLD = World()
 ZERO = World(wrong_logit=14.0, prompt_bias=16.0)
@@ -66,7 +85,15 @@ def compare(arm: Sequence[Result], than: Sequence[Result]) -> Efficiency:
 
 
 def plasticity(runs: Sequence[Result], base: Sequence[Result]) -> Plasticity:
+    """The ratio of areas under the curves, and the dead groups on the way. Its interval is unknown where the base
+    itself learned next to nothing in some seed; :func:`area_gained` then says more."""
     return plasticity_ratio([r.curve for r in runs], [r.curve for r in base], axis="problems")
+
+
+def area_gained(runs: Sequence[Result], base: Sequence[Result]) -> Interval:
+    """The area under the curve less that from the base, paired by seed: below 0 with its whole interval is loss."""
+    pairs = zip(runs, base, strict=True)
+    return t_interval([area_under(a.curve, "problems") - area_under(b.curve, "problems") for a, b in pairs])
 
 
 def study(seeds: int, rounds: int, fresh_rounds: int, say: Callable[[str], None]) -> Study:
