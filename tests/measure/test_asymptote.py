@@ -34,6 +34,7 @@ def test_without_noise_all_four_are_found() -> None:
     assert found.knee == pytest.approx(KNEE, rel=1e-3)
     assert found.at([0.0, MID]) == pytest.approx([LOW, (LOW + HIGH) / 2], abs=1e-3)
     assert found.residual < 1e-4
+    assert str(found).startswith("0.60 [0.60, 0.60] (n=30) of one run; its knee at 1,9")
     in_rollouts = fit_asymptote(clean, "rollouts")
     assert isinstance(in_rollouts, AsymptoteFit)
     assert in_rollouts.midpoint.estimate == pytest.approx(16 * MID, rel=1e-3)
@@ -70,6 +71,7 @@ def test_a_straight_line_is_refused() -> None:
     found = fit_asymptote(curve([0.1 + 0.02 * i for i in range(20)]))
     assert isinstance(found, NoAsymptote)
     assert "stops" in found.reason
+    assert str(found) == f"no asymptote: {found.reason}"
 
 
 @pytest.mark.parametrize(

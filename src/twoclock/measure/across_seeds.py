@@ -33,7 +33,8 @@ def t_interval(
     values: Sequence[float] | Array, level: float = 0.95, *, bounds: tuple[float, float] | None = None
 ) -> Interval:
     """The mean over training seeds or task orders by Student's t: right at any number of seeds if they are normal.
-    ``bounds`` are the least and the greatest value possible; the interval is cut off there."""
+    ``bounds`` are the least and the greatest value possible; the interval is cut off there. Values that are all the
+    same have an interval without width: of how far another seed might lie they say nothing."""
     check_level(level)
     array = as_array(values)
     n = len(array)

@@ -51,6 +51,9 @@ class AsymptoteFit:
     residual: float
     """Root mean square of what the fit leaves, in the unit of the score."""
 
+    def __str__(self) -> str:
+        return f"{self.asymptote} of one run; its knee at {self.knee:,.0f} of {self.end:,.0f} {self.axis}"
+
     def at(self, spent: npt.ArrayLike) -> Array:
         """The fitted score at these places."""
         logs = [math.log(self.midpoint.estimate), math.log(self.steepness.estimate)]
@@ -65,6 +68,9 @@ class NoAsymptote:
     axis: Axis
     reason: str
     points: int
+
+    def __str__(self) -> str:
+        return f"no asymptote: {self.reason}"
 
 
 def fit_asymptote(
