@@ -16,6 +16,7 @@ pytest.importorskip("peft")
 
 from tiny_world import gather, make_channel, open_tiny, tiny_bench, tiny_task  # noqa: E402
 from twoclock.errors import ModelError  # noqa: E402
+from twoclock.models.mounting import Mounting  # noqa: E402
 from twoclock.models.plain import plain_logits  # noqa: E402
 from twoclock.nn.lowrank import mounted  # noqa: E402
 from twoclock.slow import SLOW_CHANNELS  # noqa: E402
@@ -135,7 +136,7 @@ def test_peft_loads_what_is_live_with_the_printed_lines(
         assert float((loaded - plain_logits(policy.model, TOKENS)).abs().max()) > 0.1
     assert policy.card.base_hash in done.stdout
     assert policy.card.name in done.stdout
-    assert "the adapter has no part of what prompts deploys" in done.stderr
+    assert "the folder has no part of what prompts deploys" in done.stderr
 
 
 def test_an_earlier_round_and_what_a_rollback_made_live(
@@ -268,11 +269,39 @@ def test_several_slow_channels_are_a_choice(two_slow: Path, tmp_path: Path) -> N
     assert found["channel"] == "lora"
 
 
-def test_changes_that_no_adapter_can_hold(two_slow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twoclock.models.sources.locate", lambda *_, **__: pytest.fail("the base was fetched in vain"))
-    said = refused(two_slow, tmp_path / "adapter", "--channel", "full")
-    assert "the state of 'full' is a change of weights of the kind 'full', which an adapter folder cannot hold" in said
-    assert not (tmp_path / "adapter").exists()
+def test_full_weights_are_a_model_that_transformers_loads(two_slow: Path, policy: Any, tmp_path: Path) -> None:
+    found = json.loads(well("export", two_slow, tmp_path / "model", "--channel", "full", "--json").stdout)
+    assert found["kind"] == "full"
+    with RunStore.open(two_slow) as store:
+        state = make_channel("full").load(store.get_blob(found["state"]))
+    mount = Mounting(policy.model, {})
+    before = plain_logits(policy.model, TOKENS)
+    with torch.no_grad(), mount(state.delta.payload):
+        mine = plain_logits(policy.model, TOKENS)
+    assert not torch.equal(mine, before)
+    torch.testing.assert_close(logits_of(found["load"]), mine, atol=1e-5, rtol=1e-5)
+    refused(two_slow, tmp_path / "model", "--channel", "full")
+
+
+def test_full_weights_without_their_base_are_refused(
+    two_slow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(source: str, **_: Any) -> Any:
+        raise ModelError("no network")
+
+    monkeypatch.setattr("twoclock.models.sources.locate", away)
+    said = refused(two_slow, tmp_path / "model", "--channel", "full", code=3)
+    assert "cannot be put together without it" in said
+    assert not (tmp_path / "model").exists()
+
+
+def test_diff_tells_how_far_whole_parameters_moved(two_slow: Path, policy: Any) -> None:
+    found = json.loads(well("diff", two_slow, 0, "--json").stdout)
+    weights = found["channels"]["full"]["weights"]
+    sizes = {name: shape[0] for name, shape in policy.parameter_shapes(["norm"]).items()}
+    assert weights["norm_a"] == 0.0
+    assert weights["norm_b"] == weights["norm_change"] == pytest.approx(0.01 * sum(sizes.values()) ** 0.5)
+    assert dict(weights["largest"]) == {name: pytest.approx(0.01 * size**0.5) for name, size in sizes.items()}
 
 
 def test_base_weights_that_have_changed_since(

@@ -149,6 +149,8 @@ def _lines(told: Conditioning) -> list[str]:
 
 def _weights(old: Delta | None, new: Delta | None) -> dict[str, Any]:
     """Frobenius norms of the changes of weights, and of the way from one to the other."""
+    if "full" in (old.kind if old else "", new.kind if new else ""):
+        return _dense_weights(old, new)
     a, b = _factors(old), _factors(new)
     way = {name: [*_negative(a.get(name, [])), *b.get(name, [])] for name in {**a, **b}}
     norms = {name: _norm(terms) for name, terms in way.items()}
@@ -160,12 +162,27 @@ def _weights(old: Delta | None, new: Delta | None) -> dict[str, Any]:
     return {"norm_a": whole(a), "norm_b": whole(b), "norm_change": whole(way), "largest": [list(p) for p in largest]}
 
 
+def _dense_weights(old: Delta | None, new: Delta | None) -> dict[str, Any]:
+    """The same for changes of whole parameters."""
+    a, b = (dict(delta.payload.tensors) if delta else {} for delta in (old, new))
+
+    def norm(tensor: Any) -> float:
+        return float(tensor.double().norm())
+
+    names = list({**a, **b})
+    norms = {n: norm(b[n] - a[n]) if n in a and n in b else norm(b[n] if n in b else a[n]) for n in names}
+    largest = sorted(norms.items(), key=lambda pair: -pair[1])[:TOP_MODULES]
+    whole = [sum(norm(t) ** 2 for t in some.values()) ** 0.5 for some in (a, b)]
+    way = sum(value**2 for value in norms.values()) ** 0.5
+    return {"norm_a": whole[0], "norm_b": whole[1], "norm_change": way, "largest": [list(p) for p in largest]}
+
+
 def _factors(delta: Delta | None) -> dict[str, list[Any]]:
     """For each module the terms of its change, each (B [O, R], A [R, I]) with the scale in B; float64 arrays."""
     if delta is None:
         return {}
     if delta.kind != "lora":
-        raise ConfigError(f"changes of weights of the kind '{delta.kind}' cannot be compared; known: lora")
+        raise ConfigError(f"changes of weights of the kind '{delta.kind}' cannot be compared; known: lora, full")
     change = delta.payload
     return {name: [(change.scale * b.double().numpy(), a.double().numpy())] for name, (a, b) in change.tensors.items()}
 

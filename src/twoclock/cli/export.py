@@ -1,4 +1,4 @@
-"""``twoclock export RUN FOLDER``: what the slow clock learned, as an adapter folder that PEFT loads."""
+"""``twoclock export RUN FOLDER``: what the slow clock learned, as a folder that PEFT or transformers loads."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 @click.option("--channel", metavar="NAME", help="Which slow channel, where there are several.")
 @json_option
 def command(run: Path, folder: Path, round: int | None, channel: str | None, as_json: bool) -> None:
-    """Write the slow weights of a run into FOLDER, a new one, as an adapter that PEFT loads onto the same base model.
+    """Write the slow weights of a run into FOLDER, a new one: those of the channel 'lora' as an adapter that PEFT loads
+    onto the same base model, those of 'full' as a whole model that transformers loads.
 
-    Only the weights: what the fast clock deploys is no part of an adapter. The run stays as it is.
+    Only the weights: what the fast clock deploys is no part of them. The run stays as it is.
 
     \b
-    Keys of --json: run, round, channel, state, folder, files, base {name,
-    source, hash}, load [lines of Python].
+    Keys of --json: run, round, channel, kind (lora, full), state, folder,
+    files, base {name, source, hash}, load [lines of Python].
     """
     from twoclock.store import RunStore
 
@@ -39,7 +40,7 @@ def command(run: Path, folder: Path, round: int | None, channel: str | None, as_
         name = _slow_channel(store, channel)
         state, delta = _state(store, name, snapshot)
         base = _base(store, delta)
-        _write(state, folder, base["source"])
+        _write(state, delta.kind, folder, base["source"], store.environment.get("dtype"))
         fast = sorted(e.channel for e in store.entries(action="init") if e.timescale == "fast" and e.channel != "null")
         found: dict[str, Any] = {
             "run": str(run),
@@ -49,14 +50,15 @@ def command(run: Path, folder: Path, round: int | None, channel: str | None, as_
             "folder": str(folder),
             "files": sorted(file.name for file in folder.iterdir()),
             "base": base,
-            "load": _load_lines(folder, base["source"], store.environment.get("dtype")),
+            "kind": delta.kind,
+            "load": _load_lines(delta.kind, folder, base["source"], store.environment.get("dtype")),
         }
     if as_json:
         show_json(found)
     else:
         show(_in_words(found))
     if fast:
-        say(f"the adapter has no part of what {' and '.join(fast)} deploys; see that: twoclock diff {run} 0")
+        say(f"the folder has no part of what {' and '.join(fast)} deploys; see that: twoclock diff {run} 0")
 
 
 def _refuse_used(folder: Path) -> None:
@@ -95,15 +97,20 @@ def _state(store: RunStore, name: str, snapshot: Snapshot) -> tuple[Any, Delta]:
             f"there is nothing to export: the state of '{name}' after round {snapshot.round} has taken no step, so it "
             f"is the base model itself; which rounds changed it: twoclock log {store.path} --channel {name}"
         )
-    if delta.kind != "lora":
+    if delta.kind not in ("lora", "full"):
         raise ConfigError(
-            f"the state of '{name}' is a change of weights of the kind '{delta.kind}', which an adapter folder cannot "
-            "hold; only 'lora' can be exported"
+            f"the state of '{name}' is a change of weights of the kind '{delta.kind}', which no folder can hold; only "
+            "'lora' and 'full' can be exported"
         )
     return state, delta
 
 
-def _write(state: Any, folder: Path, base: str) -> None:
+def _write(state: Any, kind: str, folder: Path, base: str, dtype: Any) -> None:
+    if kind == "full":
+        from twoclock.slow.full_export import export_model
+
+        export_model(state, folder, base, dtype)
+        return
     from twoclock.slow.lora_export import export_peft
 
     export_peft(state, folder, base)
@@ -130,6 +137,10 @@ def _base(store: RunStore, delta: Delta) -> dict[str, str]:
     try:
         folder, _ = locate(place, progress=say)
     except ModelError as error:
+        if delta.kind == "full":
+            raise ModelError(
+                f"whole weights are the base's with their changes added, and cannot be put together without it: {error}"
+            ) from error
         say(f"the base model is not on this machine: {error}")
         return {**known, "source": name}
     if (now := base_hash_of(folder)) != delta.base:
@@ -140,9 +151,17 @@ def _base(store: RunStore, delta: Delta) -> dict[str, str]:
     return {**known, "source": str(folder)}
 
 
-def _load_lines(folder: Path, base: str, dtype: Any) -> list[str]:
-    """Python that loads the base model as the run had it, and the adapter onto it."""
+def _load_lines(kind: str, folder: Path, base: str, dtype: Any) -> list[str]:
+    """Python that loads the model as the run had it: the base and the adapter onto it, or the whole model."""
     how = f", dtype={dtype!r}" if dtype else ""
+    if kind == "full":
+        return [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            f"folder = {str(folder.absolute())!r}",
+            f"model = AutoModelForCausalLM.from_pretrained(folder{how})",
+            "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        ]
     return [
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -157,7 +176,7 @@ def _load_lines(folder: Path, base: str, dtype: Any) -> list[str]:
 def _in_words(found: Mapping[str, Any]) -> str:
     base = found["base"]
     rows = [
-        ["adapter", f"{found['folder']}: {', '.join(found['files'])}"],
+        ["adapter" if found["kind"] == "lora" else "model", f"{found['folder']}: {', '.join(found['files'])}"],
         ["state", f"{found['channel']} {found['state'][:12]} of {found['run']} after round {found['round']}"],
         ["base", base["name"] if base["name"] == base["source"] else f"{base['name']}, {base['source']}"],
         ["weights", base["hash"]],
