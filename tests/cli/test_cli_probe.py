@@ -13,10 +13,11 @@ import pytest
 from cli_bench import CONFIG, Model, call, well, write_data
 
 import twoclock.probe_file
+from twoclock.cli.probe import NAMES
 from twoclock.cli.probe_words import figure
 from twoclock.cli.summary import _power_words
 from twoclock.measure import detectable_difference, items_needed
-from twoclock.probe_file import FORMAT, find_probes, read_probe
+from twoclock.probe_file import FORMAT, PROBES, find_probes, read_probe
 from twoclock.probing import fingerprint
 from twoclock.report.probes import figure_html, read_probes
 from twoclock.store import RunStore
@@ -107,6 +108,10 @@ def test_results_go_beside_the_run_and_never_into_it(run: Path) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- content
+
+
+def test_the_options_are_the_probes_that_there_are() -> None:
+    assert NAMES == PROBES  # written twice, so that --help loads nothing
 
 
 def test_the_documented_keys_are_there(run: Path) -> None:
