@@ -129,8 +129,10 @@ def test_clusters_by_hand() -> None:
 def test_bad_clusters_and_tests_are_refused() -> None:
     with pytest.raises(ValueError, match="2 values and 1 names"):
         cluster_mean([1.0, 0.0], ["a"])
-    with pytest.raises(ValueError, match="weight above 0"):
+    with pytest.raises(ValueError, match="a weight is above 0; element 1 is 0"):
         cluster_ratio([1.0, 0.0], [1.0, 0.0], ["a", "b"])
+    with pytest.raises(ValueError, match="2 values and 1 weights"):
+        cluster_ratio([1.0, 0.0], [1.0], ["a", "b"])
     with pytest.raises(ValueError, match="alternative is"):
         paired_bootstrap_p([1.0], [0.0], alternative="more")  # type: ignore[arg-type]
     assert paired_bootstrap_p([1.0, 0.5], [1.0, 0.5]) == 1.0
@@ -314,7 +316,7 @@ def test_geometric_ratios() -> None:
     welch = stats.ttest_ind(np.log(x), np.log(y), equal_var=False).confidence_interval()
     unpaired = geometric_ratio(x, y, paired=False)
     assert (unpaired.low, unpaired.high) == (pytest.approx(math.exp(welch.low)), pytest.approx(math.exp(welch.high)))
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(ValueError, match="above 0; got 0"):
         geometric_ratio([0.0, 1.0], [1.0, 1.0])
     with pytest.raises(ValueError, match="got 2 above and 1 below"):
         geometric_ratio([1.0, 1.0], [1.0])

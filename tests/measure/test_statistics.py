@@ -178,6 +178,13 @@ def test_iqm_is_the_trimmed_mean() -> None:
     assert interval.low < interval.estimate < interval.high
 
 
+def test_scores_that_are_none_are_named() -> None:
+    with pytest.raises(ValueError, match="finite numbers; got nan"):
+        iqm([0.5, math.nan])
+    with pytest.raises(ValueError, match=r"\(runs, tasks\); got an array of shape \(1, 1, 1\)"):
+        iqm(np.zeros((1, 1, 1)))
+
+
 # --------------------------------------------------------------------------------------------------------- two systems
 
 

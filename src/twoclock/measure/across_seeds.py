@@ -57,8 +57,10 @@ def iqm(values: Sequence[float] | Sequence[Sequence[float]] | Array, level: floa
 
     check_level(level)
     table = np.asarray(values, dtype=np.float64)
-    if table.ndim not in (1, 2) or not np.isfinite(table).all():
-        raise ValueError(f"scores are finite numbers, one a run or (runs, tasks); got an array of shape {table.shape}")
+    if table.ndim not in (1, 2):
+        raise ValueError(f"scores are one a run or (runs, tasks); got an array of shape {table.shape}")
+    if not np.isfinite(table).all():
+        raise ValueError(f"scores are finite numbers; got {table[~np.isfinite(table)][0]}")
     if table.size == 0:
         return unknown(0, level, seeds=0)
     columns = table if table.ndim == 2 else table[:, None]
@@ -119,7 +121,7 @@ def geometric_ratio(
     check_level(level)
     x, y = as_array(above, "above"), as_array(below, "below")
     if bool((x <= 0).any()) or bool((y <= 0).any()):
-        raise ValueError("a geometric mean needs numbers above 0")
+        raise ValueError(f"a geometric mean needs numbers above 0; got {min(*x, *y):g}")
     if paired and len(x) != len(y):
         raise ValueError(f"pairs are needed, one a seed; got {len(x)} above and {len(y)} below")
     if len(x) == 0 or len(y) == 0:

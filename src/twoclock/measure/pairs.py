@@ -167,8 +167,10 @@ def cluster_ratio(
     """Σ values / Σ weights with whole clusters resampled, such as nats over tokens; else as :func:`cluster_mean`."""
     check_level(level)
     above, below = as_array(values), as_array(weights, "weights")
-    if len(below) != len(above) or bool((below <= 0).any()):
-        raise ValueError(f"each value needs a weight above 0; got {len(above)} values and {len(below)} weights")
+    if len(below) != len(above):
+        raise ValueError(f"each value needs a weight; got {len(above)} values and {len(below)} weights")
+    if bool((below <= 0).any()):
+        raise ValueError(f"a weight is above 0; element {int(np.flatnonzero(below <= 0)[0])} is {below.min():g}")
     sums, sizes = _cluster_sums(above, clusters), _cluster_sums(below, clusters)
     count = len(sums)
     if count == 0:
