@@ -79,8 +79,8 @@ class Parts:
             )
         elif slow:
             problems += sampling_problems(self.sampling)
-        if self.rollouts is not None and self.rollouts.reuse:
-            problems += _reuse_problems(self.channels)
+        if self.rollouts is not None:
+            problems += _group_problems(self.rollouts, self.channels)
         if config.model.endpoint and not config.model.name:
             problems.append("[model] endpoint needs [model] name: the model's name on that server")
         if self.allocator is not None and len(self.channels) == len(config.channels):
@@ -286,9 +286,19 @@ def open_session(
         raise
 
 
-def _reuse_problems(channels: Mapping[str, Channel[Any]]) -> list[str]:
-    """What keeps a run from learning from rollouts of earlier rounds."""
-    return [
+def _group_problems(rollouts: RolloutSettings, channels: Mapping[str, Channel[Any]]) -> list[str]:
+    """What keeps a slow channel from learning from groups that are rolled out so."""
+    each = rollouts.per_item // rollouts.prompts_per_item
+    shared = f"[rollouts] per_item = {rollouts.per_item} over prompts_per_item = {rollouts.prompts_per_item} is {each}"
+    problems = [
+        f"channel '{name}' has grouping = \"prompt\", which needs two rollouts of an item under each prompt, and "
+        f'{shared}: raise per_item, lower prompts_per_item, or set grouping = "item"'
+        for name, channel in channels.items()
+        if getattr(getattr(channel, "config", None), "grouping", "item") == "prompt" and each < 2
+    ]
+    if not rollouts.reuse:
+        return problems
+    return problems + [
         f"[rollouts] reuse = true hands rollouts of earlier rounds to channel '{name}', whose objective has no "
         'importance weights for them: set reuse = false, or objective = "cispo" (or grpo, dr_grpo, dapo, gspo)'
         for name, channel in channels.items()

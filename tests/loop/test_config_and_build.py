@@ -268,6 +268,19 @@ def test_three_mistakes_are_three_problems(folder: Path) -> None:
         (["reflector.callable='verify.py:none'"], "function"),
         (["sampling.temperature=0"], "temperature > 0, top_p = 1 and top_k = 0; got temperature 0.0"),
         (["sampling.top_k=5"], "got temperature 1.0, top_p 1.0, top_k 5"),
+        (["rollouts.reuse=true", "channels.lora.objective='rloo'"], "has no importance weights for them"),
+        (
+            ["rollouts.prompts_per_item=4", "channels.lora.grouping='prompt'"],
+            "needs two rollouts of an item under each",
+        ),
+        (
+            ["channels.lora.objective='rloo'", "channels.lora.clip_low=0.1"],
+            "clips nothing: leave clip_low and clip_high",
+        ),
+        (["channels.lora.kl_coef=0.1"], "need a form of KL"),
+        (["channels.lora.objective='grp'"], "did you mean 'grpo'"),
+        (["store.keep=-1"], "store.keep = -1: expected 0"),
+        (["rollouts.dynamic=-1"], "rollouts.dynamic = -1: expected at least 0"),
     ],
 )
 def test_each_mistake_has_its_sentence(folder: Path, overrides: list[str], sentence: str) -> None:
