@@ -8,10 +8,9 @@ from its last committed round to the numbers it would have had.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +18,8 @@ from twoclock.bench import Bench
 from twoclock.contracts import Allocator, Channel, Gate, LoopObserver, Policy, Population, Task, TaskStream
 from twoclock.errors import BudgetError, ConfigError, NumericsError, UnsupportedError, unknown_name
 from twoclock.evaluation import Cell, EvaluationSettings, Evaluator, conditioning_of, conditionings_of
-from twoclock.gathering import Gathered, Gathering, RolloutSettings
+from twoclock.gathering import Gathering, RolloutSettings
+from twoclock.outcomes import Outcome, Searched, summary
 from twoclock.seeding import child_seed
 from twoclock.store import KeptRollout, RunStore
 from twoclock.types import (
@@ -31,7 +31,6 @@ from twoclock.types import (
     DriftRecord,
     Evaluation,
     Evidence,
-    Group,
     LedgerEntry,
     Phase,
     Plan,
@@ -40,7 +39,6 @@ from twoclock.types import (
     Sampling,
     Snapshot,
     Timescale,
-    Verdict,
 )
 
 __all__ = ["STEPS", "Loop", "StoreSettings", "sampling_problems"]
@@ -68,45 +66,6 @@ class Silent:
 
     def committed(self, round: int, metrics: Mapping[str, float], snapshot: Snapshot) -> None:
         return None
-
-
-@dataclass
-class _Outcome:
-    """What became of one assignment."""
-
-    assignment: Assignment
-    offer: Proposal[Any] | Declined
-    verdict: Verdict | None = None
-    cost: Cost = field(default_factory=Cost)
-    falls_back: bool = False
-    """Whether the gate refused the proposal, and its fallback is kept."""
-
-    @property
-    def accepted(self) -> bool:
-        return self.verdict is not None and self.verdict.accepted
-
-    def kept(self, live: Any) -> Any:
-        """The state that the channel has after this."""
-        if not isinstance(self.offer, Proposal):
-            return live
-        return self.offer.state if self.accepted else self.offer.fallback if self.falls_back else live
-
-
-@dataclass
-class _Searched:
-    """What the round's searches have rolled out on items that are yet to come up."""
-
-    groups: list[Group] = field(default_factory=list)
-    conditionings: dict[str, Conditioning] = field(default_factory=dict)
-
-    def add(self, bench: Bench) -> None:
-        self.groups += bench.kept
-        self.conditionings |= bench.conditionings
-
-    def evidence(self, of: Evidence) -> Evidence | None:
-        if not self.groups:
-            return None
-        return replace(of, groups=tuple(self.groups), conditionings=self.conditionings)
 
 
 class Loop:
@@ -182,7 +141,8 @@ class Loop:
         evaluations = self.evaluator.cells(
             0, self.channels, self.states, tasks=self._tasks(), cells=cells, purpose="phase"
         )
-        drift = self.evaluator.drift(0, Conditioning(), self._tasks()) if self._measures_drift() else []
+        weights = conditioning_of(self.channels, self.states, self._tasks()[0], ("live", "none"))
+        drift = self.evaluator.drift(0, weights, self._tasks()) if self._measures_drift() else []
         snapshot = Snapshot(round=0, states=hashes, next_round=1, cause="init")
         measured = conditionings_of(self.channels, self.states, self._tasks(), cells)
         self.store.begin(snapshot, entries, evaluations, drift, measured)
@@ -236,7 +196,7 @@ class Loop:
         plan = self._plan(evidence)
 
         self.observer.step(number, "propose")
-        searched = _Searched()
+        searched = Searched()
         outcomes = [
             self._propose(number, task, evidence, assignment, clock, searched) for assignment in plan.assignments
         ]
@@ -252,13 +212,17 @@ class Loop:
             if isinstance(outcome.offer, Proposal):
                 after[outcome.assignment.channel] = outcome.kept(after[outcome.assignment.channel])
         hashes = {name: self._hash(name, state) for name, state in after.items()}
-        entries = [self._entry(number, phase, outcome, before, hashes) for outcome in outcomes]
+        entries = [
+            outcome.entry(number, phase, self._clocks[name], before[name], hashes[name], self._offered(outcome))
+            for outcome in outcomes
+            for name in [outcome.assignment.channel]
+        ]
         began = time.perf_counter()
         evaluations, drift, measured = self._measure(number, phase, after)
         clock["measure_s"] = time.perf_counter() - began
         clock["round_s"] = time.perf_counter() - started
         clock["decode_per_s"] = cost.completion_tokens / max(clock["rollout_s"], 1e-9)
-        metrics = {**_summary(evidence, cost, gathered), **clock}
+        metrics = {**summary(evidence, gathered), **clock}
         snapshot = Snapshot(round=number, states=hashes, next_round=number + 1)
         self.store.commit_round(
             RoundRecord(
@@ -332,8 +296,8 @@ class Loop:
         evidence: Evidence,
         assignment: Assignment,
         clock: dict[str, float],
-        searched: _Searched,
-    ) -> _Outcome:
+        searched: Searched,
+    ) -> Outcome:
         began = time.perf_counter()
         name = assignment.channel
         channel = self.channels[name]
@@ -357,9 +321,9 @@ class Loop:
             completion_tokens=spent.completion_tokens,
             seconds=seconds,
         )
-        return _Outcome(assignment, offer, cost=cost)
+        return Outcome(assignment, offer, cost=cost)
 
-    def _judge(self, number: int, task: Task, evidence: Evidence, outcome: _Outcome, clock: dict[str, float]) -> None:
+    def _judge(self, number: int, task: Task, evidence: Evidence, outcome: Outcome, clock: dict[str, float]) -> None:
         if isinstance(outcome.offer, Declined):
             return
         began = time.perf_counter()
@@ -374,58 +338,23 @@ class Loop:
             outcome.assignment.budget,
             child_seed("judge", self.seed, number, name),
         )
-        outcome.falls_back = self._falls_back(name, task.name, outcome)
+        if not outcome.accepted and outcome.offer.fallback is not None:
+            # Nobody has judged it, so it may only be kept where it speaks to the model as the live state does.
+            channel, fallback = self.channels[name], outcome.offer.fallback
+            silent = channel.condition(fallback, task.name).id == channel.condition(self.states[name], task.name).id
+            outcome.falls_back = silent
         seconds = time.perf_counter() - began
         _count(clock, self.channels[name].timescale, seconds)
         outcome.cost = outcome.cost + replace(bench.spent, seconds=seconds)
 
-    def _falls_back(self, name: str, task: str, outcome: _Outcome) -> bool:
-        """Whether what stands beside a refused proposal is kept: only where it speaks to the model as the live state
-        does, as nobody has judged it."""
-        offer = outcome.offer
-        if outcome.accepted or not isinstance(offer, Proposal) or offer.fallback is None:
-            return False
-        channel = self.channels[name]
-        now, then = channel.condition(self.states[name], task), channel.condition(offer.fallback, task)
-        return now.id == then.id
-
-    def _entry(
-        self, number: int, phase: Phase, outcome: _Outcome, before: Mapping[str, str], after: Mapping[str, str]
-    ) -> LedgerEntry:
-        name, offer, verdict = outcome.assignment.channel, outcome.offer, outcome.verdict
-        common: dict[str, Any] = {
-            "round": number,
-            "phase": phase.index,
-            "task": phase.task,
-            "channel": name,
-            "timescale": str(self.channels[name].timescale),
-            "before": before[name],
-            "after": after[name],
-            "cost": outcome.cost,
-        }
-        if isinstance(offer, Declined):
-            return LedgerEntry(
-                **common,
-                action="decline",
-                cause=outcome.assignment.reason,
-                reason=offer.reason,
-                metrics=_finite(offer.metrics),
-            )
-        accepted = outcome.accepted
-        offered = after[name] if accepted else self.store.put_blob(self.channels[name].dump(offer.state))
-        reason, writes = verdict.reason if verdict else "", offer.writes
-        if outcome.falls_back:
-            reason = f"kept beside what is deployed, whose change was refused: {reason}"
-            writes = tuple(w if w.kind in ("pool", "retire") else replace(w, kind="pool") for w in writes)
-        return LedgerEntry(
-            **common,
-            action="commit" if accepted or outcome.falls_back else "reject",
-            cause=f"{outcome.assignment.reason}; {offer.cause}",
-            reason=reason,
-            offered=offered,
-            writes=writes,
-            metrics=_finite({**offer.metrics, **(verdict.metrics if verdict else {})}),
-        )
+    def _offered(self, outcome: Outcome) -> str:
+        """The hash of the state that was proposed, which is put where nothing keeps it."""
+        if not isinstance(outcome.offer, Proposal):
+            return ""
+        name, state = outcome.assignment.channel, outcome.offer.state
+        if outcome.accepted:
+            return self._hash(name, state)
+        return self.store.put_blob(self.channels[name].dump(state))
 
     # -------------------------------------------------------------------------------------------------- measurements
 
@@ -497,28 +426,3 @@ def sampling_problems(sampling: Sampling) -> list[str]:
 def _count(clock: dict[str, float], timescale: Timescale, seconds: float) -> None:
     key = f"{timescale}_s"
     clock[key] = clock.get(key, 0.0) + seconds
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics that are numbers; a ledger holds no other, and a gate's reason names those that are none."""
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
-
-
-def _summary(evidence: Evidence, cost: Cost, gathered: Gathered) -> dict[str, float]:
-    rollouts = evidence.rollouts
-    texts = [r.completion.text.strip() for r in rollouts]
-    common = max((texts.count(t) for t in set(texts)), default=0)
-    return {
-        "reward": evidence.mean_reward,
-        "rollouts": float(cost.rollouts),
-        "prompt_tokens": float(cost.prompt_tokens),
-        "completion_tokens": float(cost.completion_tokens),
-        # Of all groups sampled, those included that dynamic sampling has replaced.
-        "dead_groups": gathered.dead_groups / gathered.sampled_groups if gathered.sampled_groups else 0.0,
-        "groups": float(gathered.sampled_groups),
-        "reused": float(gathered.reused),
-        "failed_grades": float(sum(r.grade.failure is not None for r in rollouts)),
-        # A policy that collapsed to one answer shows here before it shows in the reward.
-        "commonest_answer": common / len(texts) if texts else 0.0,
-        "conditionings": float(len(evidence.conditionings)),
-    }

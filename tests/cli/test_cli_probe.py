@@ -268,7 +268,12 @@ def test_a_budget_that_suffices_changes_nothing(run: Path) -> None:
 def test_what_is_recorded_needs_no_model(run: Path, model: Model) -> None:
     done = well("probe", run, "--retention", "--budget", 0)
     assert "forgetting (loss is positive)" in done.stdout
-    assert not any(policy.calls for policy in model.policies)
+    assert not model.policies
+    recorded = well("probe", run, "--decomposition")  # measured by the run's own evaluation at its end
+    assert "cost of decomposition: nothing, it is recorded" in recorded.stderr
+    assert not model.policies
+    well("probe", run, "--decomposition", "--items", 6)
+    assert model.policies
 
 
 # ------------------------------------------------------------------------------------------------------------- mistakes

@@ -21,6 +21,16 @@ from twoclock.types import Conditioning, Evaluation, Group, Item, Request, Snaps
 __all__ = ["ProbeContext"]
 
 
+class _Later:
+    """A policy that is loaded when it is first asked for something."""
+
+    def __init__(self, load: Callable[[], Policy]) -> None:
+        self._load = load
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._load(), name)
+
+
 class ProbeContext:
     """A run as the probes see it. Nothing here can write: the store is open for reading."""
 
@@ -46,11 +56,13 @@ class ProbeContext:
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        """The run's own, on as many held-out items as asked for."""
+        """The run's own, on as many held-out items as asked for. It loads the model when it first samples: which items
+        it measures on, and what is known of them, it says without."""
         settings = self.parts.evaluation
         if self.settings.items is not None:
             settings = replace(settings, heldout_items=self.settings.items)
-        return Evaluator(self.policy, self.parts.tasks, settings, self.parts.sampling, self.parts.seed)
+        later: Any = _Later(lambda: self.policy)
+        return Evaluator(later, self.parts.tasks, settings, self.parts.sampling, self.parts.seed)
 
     @property
     def phases(self) -> list[str]:
@@ -93,6 +105,7 @@ class ProbeContext:
         """Sampled and graded; the seeds follow from the purpose, the item and the sample, not from the conditioning:
         common random numbers for what is compared under one purpose."""
         count = samples or self.settings.samples
+        self.meter.require(count * len(items))  # before a model is loaded for nothing
         requests = [
             Request(
                 prompt=item.prompt,

@@ -35,6 +35,11 @@ class Meter:
     def fits(self, rollouts: int) -> bool:
         return self.left is None or rollouts <= self.left
 
+    def require(self, rollouts: int) -> None:
+        """OutOfBudgetError unless so many are left."""
+        if not self.fits(rollouts):
+            raise OutOfBudgetError(f"{rollouts} rollouts were asked for and {self.left} are left of {self.budget}")
+
     def add(self, cost: Cost) -> None:
         """Counts what was done beside sampling, such as reading completions to score them, or optimizer steps."""
         self.spent += replace(cost, rollouts=0)
@@ -46,8 +51,7 @@ class Meter:
 
         def metered(requests: Sequence[Request], sampling: Sampling) -> list[tuple[Completion, ...]]:
             asked = sum(len(request.seeds) for request in requests)
-            if not self.fits(asked):
-                raise OutOfBudgetError(f"{asked} rollouts were asked for and {self.left} are left of {self.budget}")
+            self.require(asked)
             started = time.perf_counter()
             completions = sample(requests, sampling)
             self.spent += replace(sampling_cost(completions), seconds=time.perf_counter() - started)
