@@ -13,6 +13,7 @@ from probing_runs import call, local_run, probed
 
 from twoclock.build import open_session
 from twoclock.evaluation import EvaluationSettings, Evaluator, general_prompts
+from twoclock.loop import Loop
 from twoclock.measure import categorical_kl, sample_efficiency
 from twoclock.probe_file import find_probes
 from twoclock.probing import fingerprint, run_curve, spent_by_round
@@ -154,9 +155,8 @@ def test_plasticity_trains_both_arms_alike_and_leaves_the_run_alone(run: Path) -
 
 def test_plasticity_of_the_untouched_base_is_one(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: a "live" arm that begins where the base does is the same run to the bit."""
-    from twoclock.probing import plasticity
-
-    monkeypatch.setattr(plasticity, "_begun", lambda channel, state: channel)
+    begin = Loop.begin
+    monkeypatch.setattr(Loop, "begin", lambda loop, states=None: begin(loop))
     found = probed(run, "--plasticity", "--seeds", "3,4", "--rounds", 2, "--items", 6)["results"]["plasticity"]
     arms = [[c["points"] for c in found["curves"] if c["start"] == arm] for arm in ("live", "base")]
     assert arms[0] == arms[1]

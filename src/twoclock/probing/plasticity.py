@@ -8,7 +8,6 @@ proposals were rejected stands beside the ratio.
 
 from __future__ import annotations
 
-import copy
 import math
 import tempfile
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 from twoclock.build import Session, build_parts
 from twoclock.config import RunConfig, from_plain
-from twoclock.contracts import Channel
 from twoclock.loop import Loop
 from twoclock.measure import Interval, LearningCurve, learning_curve, plasticity_ratio
 from twoclock.probing.context import ProbeContext
@@ -31,15 +29,6 @@ __all__ = ["estimate", "measure", "obstacle"]
 
 MOST_ROUNDS = 12
 ARMS = ("live", "base")
-
-
-def _begun(channel: Channel[Any], state: Any) -> Channel[Any]:
-    """A slow channel that begins from a given state: a shallow copy, so that in all else, its optional abilities too,
-    it is the channel that it stands for."""
-    begun: Any = copy.copy(channel)
-    begun.init = lambda card, seed: state
-    found: Channel[Any] = begun
-    return found
 
 
 def probe_task(context: ProbeContext) -> str | None:
@@ -182,16 +171,13 @@ def _arm(context: ProbeContext, task: str, seed: int, arm: str) -> tuple[Learnin
         # The run's own tasks: another seed would split them otherwise, and let what was trained on into the held-out.
         parts.tasks = context.parts.tasks
         parts.stream = Stream([(phase.task, phase.rounds) for phase in config.stream], parts.tasks)
-        if arm == "live":
-            for name in context.slow:
-                parts.channels[name] = _begun(parts.channels[name], context.states[name])
         store = RunStore.create(Path(folder) / "arm", config=config.plain(), environment={})
         with store:
             session = Session(store, parts)
             session.__dict__["policy"] = context.policy
             loop = session.loop()
             try:
-                loop.begin()
+                loop.begin({name: context.states[name] for name in context.slow} if arm == "live" else None)
                 for end in _ends(context):
                     loop.run(until=end)
                     if end < parts.stream.num_rounds:  # at the end of the phase the loop has evaluated
@@ -209,7 +195,7 @@ def _config(context: ProbeContext, task: str, seed: int) -> RunConfig:
     plain = context.parts.config.plain()
     plain["stream"] = [{"task": task, "rounds": _spans(context)[0]}]
     plain["run"] = {**plain["run"], "seed": seed}
-    plain["measure"] = {**plain["measure"], "heldout_items": _heldout(context), "drift_every": 0}
+    plain["measure"] = {**plain["measure"], "heldout_items": _heldout(context), "drift_every": 0, "every": 0}
     return from_plain(plain, "the configuration of the probe task")
 
 
