@@ -16,8 +16,8 @@ def run_curve(store: RunStore, task: str, *, start: str, cell: Cell = ("live", "
     :func:`~twoclock.measure.fit_asymptote`: its recorded evaluations of one cell against all that learning had spent
     until then. ``start`` names the arm, such as the method; the seed is the run's own.
 
-    A run evaluates at the end of each phase: one that is to have a curve has several phases of the task. ValueError for
-    fewer than two evaluations.
+    A run evaluates at the end of each phase, and in between with ``[measure] every``. ValueError for fewer than two
+    evaluations.
     """
     seed = int(store.config.get("run", {}).get("seed", 0))
     return learning_curve(store.evaluations(), spent_by_round(store), task, start=start, seed=seed, cell=cell)
