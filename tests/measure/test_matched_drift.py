@@ -42,6 +42,14 @@ def test_an_arm_against_itself_shows_nothing() -> None:
     assert not matched_drift(arm, than, 0.55).reduction.excludes_zero
 
 
+def test_no_reduction_is_above_one() -> None:
+    """Two seeds that differ widely give an interval of the ratio that reaches below 0; a drift does not."""
+    arm = {0: [(0.5, 0.0)], 1: [(0.5, 0.4)], 2: [(0.5, 0.0)]}
+    than = {0: [(0.5, 0.9)], 1: [(0.5, 1.1)], 2: [(0.5, 1.0)]}
+    found = matched_drift(arm, than, 0.5).reduction
+    assert found.low < found.estimate < found.high == 1.0
+
+
 def test_what_is_refused() -> None:
     low = {0: [(0.1, 0.0), (0.2, 0.1)], 1: [(0.1, 0.0), (0.2, 0.1)]}
     high = {seed: noisy(1.0, seed, "than") for seed in range(2)}

@@ -68,8 +68,9 @@ def matched_drift(
             score=score, arm=mine, than=theirs, reduction=unknown(len(pairs), level, math.nan, why, len(pairs))
         )
     ratio = ratio_of_means([one for one, _ in pairs], [other for _, other in pairs], level)
-    # 1 − x turns the ends around.
+    # 1 − x turns the ends around; no drift is below 0, so no reduction is above 1, whatever a t interval says.
+    high = ratio.low if math.isnan(ratio.low) else 1 - max(0.0, ratio.low)
     turned = Interval(
-        1 - ratio.estimate, 1 - ratio.high, 1 - ratio.low, ratio.n, ratio.level, f"1 − {ratio.method}", ratio.seeds
+        1 - ratio.estimate, 1 - ratio.high, high, ratio.n, ratio.level, f"1 − {ratio.method}", ratio.seeds
     )
     return MatchedDrift(score=score, arm=mine, than=theirs, reduction=turned)
