@@ -96,7 +96,7 @@ def test_a_file_of_the_wrong_shape_gets_sentences(tmp_path: Path, model: Model, 
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("[channels.null]", "[channels.nul]", "unknown channel 'nul'; did you mean 'null'?"),
+        ("[channels.null]", "[channels.nul]", "unknown channel 'nul'; did you mean 'null'"),
         ('source = "jsonl"', 'source = "jsonnl"', "unknown source 'jsonnl'; did you mean 'jsonl'?"),
         ('path = "double.jsonl"', 'path = "doubel.jsonl"', "did you mean double.jsonl"),
         ("heldout_items = 20", "heldout_item = 20", "unknown option 'heldout_item'; did you mean 'heldout_items'?"),
