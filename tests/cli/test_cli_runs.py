@@ -189,11 +189,13 @@ def test_ctrl_c_and_kill_of_a_real_process(tmp_path: Path, model: Model) -> None
 
     first = start("run", config, "--out", out)
     wait_for(first, "round 1/5")
+    first.send_signal(signal.SIGSTOP)  # so that it cannot end while it is looked at, however slow the machine is
     refused = call("resume", out)
     assert refused.exit_code == 4
     assert f"process {first.pid} on host" in refused.stderr
     state = json.loads(well("status", out, "--json").stdout)
     assert (state["state"], state["writer"]["pid"]) == ("running", first.pid)
+    first.send_signal(signal.SIGCONT)
     time.sleep(0.1)
     first.send_signal(signal.SIGINT)
     _, said = first.communicate(timeout=30)
