@@ -157,9 +157,12 @@ SLOW_RUN = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from cli_bench import Model
+import signal
 import twoclock.build
 from twoclock.cli import main
 
+# A shell that starts the tests in the background has its children ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 model = Model()
 model.before = lambda call: time.sleep(0.2)
 twoclock.build.build_policy = model
