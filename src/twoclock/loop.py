@@ -98,6 +98,8 @@ class Loop:
         self._check()
         self.states: dict[str, Any] = {}
         self._hashed: dict[str, tuple[Any, str]] = {}
+        self._history: list[dict[str, Any]] | None = None
+        self._rolled_back: int | None = None
 
     def _check(self) -> None:
         slow = [name for name, clock in self._clocks.items() if clock is Timescale.SLOW]
@@ -240,6 +242,8 @@ class Loop:
             )
         )
         self.states = after
+        if self._history is not None:
+            self._history.append(_past(number, phase.index, entries))
         if self.keeping.keep:
             for name, timescale in self._clocks.items():
                 if timescale is Timescale.SLOW:
@@ -263,19 +267,20 @@ class Loop:
         return [distinct[i % len(distinct)] for i in range(count)]
 
     def _kept(self, task: str, item_ids: Sequence[str], since: int) -> Sequence[KeptRollout]:
-        """What searches have kept, since the last rollback: what came before it belongs to another history."""
-        back = max((entry.round for entry in self.store.entries(action="rollback")), default=-1)
-        return self.store.kept_rollouts(task, item_ids, since=max(since, back + 1))
+        """What searches have kept, since the last rollback: what came before it belongs to another history. Nobody can
+        roll back while this loop holds the run's lock, so it is looked up once."""
+        if self._rolled_back is None:
+            self._rolled_back = max((entry.round for entry in self.store.entries(action="rollback")), default=-1)
+        return self.store.kept_rollouts(task, item_ids, since=max(since, self._rolled_back + 1))
 
     def _plan(self, evidence: Evidence) -> Plan:
-        by_round: dict[int, dict[str, Any]] = {
-            row.round: {"round": row.round, "phase": row.phase, "proposed": []} for row in self.store.rounds()
-        }
-        for entry in self.store.entries():
-            if entry.round in by_round and entry.action in ("commit", "reject", "decline"):
-                by_round[entry.round]["proposed"].append(entry.channel)
-        history = [by_round[n] for n in sorted(by_round)]
-        return self.allocator.plan(evidence, self._clocks, history)
+        if self._history is None:  # read once: a ledger grows, and the lock is ours
+            by_round: dict[int, list[LedgerEntry]] = {}
+            for entry in self.store.entries():
+                by_round.setdefault(entry.round, []).append(entry)
+            rows = sorted(self.store.rounds(), key=lambda row: row.round)
+            self._history = [_past(row.round, row.phase, by_round.get(row.round, [])) for row in rows]
+        return self.allocator.plan(evidence, self._clocks, tuple(self._history))
 
     def _bench(self, channel: str, task: Task, budget: Budget | None = None, number: int | None = None) -> Bench:
         return Bench(
@@ -421,6 +426,12 @@ def sampling_problems(sampling: Sampling) -> list[str]:
         f"slow channels learn from the whole distribution: sampling must have temperature > 0, top_p = 1 and "
         f"top_k = 0; got temperature {sampling.temperature}, top_p {sampling.top_p}, top_k {sampling.top_k}"
     ]
+
+
+def _past(round: int, phase: int, entries: Sequence[LedgerEntry]) -> dict[str, Any]:
+    """A past round as an allocator sees it."""
+    proposed = [entry.channel for entry in entries if entry.action in ("commit", "reject", "decline")]
+    return {"round": round, "phase": phase, "proposed": proposed}
 
 
 def _count(clock: dict[str, float], timescale: Timescale, seconds: float) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from twoclock.contracts import Trainable, Workbench
-from twoclock.errors import ConfigError, UnsupportedError
+from twoclock.errors import ConfigError, NumericsError, UnsupportedError
 from twoclock.nn.objective_table import OBJECTIVES, Objective
 from twoclock.seeding import child_seed
 from twoclock.slow.config import TrainingConfig
@@ -70,7 +70,7 @@ class SlowChannel(ABC, Generic[StateT]):
         kl_coef = self._kl_coef(before)
         try:
             credited, kl = self._credit(bench, model, evidence, before, kl_coef)
-        except ConfigError as problem:
+        except (ConfigError, NumericsError) as problem:
             return Declined(channel=self.name, reason=str(problem), metrics=share)
         rows = [(group, [c for c in row if c.teaches]) for group, row in zip(evidence.groups, credited, strict=True)]
         rows = [(group, row) for group, row in rows if row]
@@ -93,7 +93,7 @@ class SlowChannel(ABC, Generic[StateT]):
     def _offer(
         self, training: Training, rows: Sequence[Row], evidence: Evidence, shared: dict[str, float]
     ) -> Proposal[StateT]:
-        metrics = {**shared, **training.metrics()}
+        metrics = {**training.metrics(), **shared}
         state = replace(training.state, kl_coef=self._next_kl_coef(shared["kl_coef"], metrics["kl_base"]))
         kept = "a gradient" if self._training.objective == "distill" else "reward variance"
         text = (
@@ -139,8 +139,8 @@ class SlowChannel(ABC, Generic[StateT]):
                 for (_, r), one, other in zip(pairs, live, base, strict=True)
             }
             if wrong := [v for v in kl_of.values() if not math.isfinite(v)]:
-                raise ConfigError(f"the KL to the base of a rollout is {wrong[0]}; the step was refused")
-            metrics["kl_reward"] = math.fsum(kl_of.values()) / max(1, len(kl_of))
+                raise NumericsError(f"the KL to the base of a rollout is {wrong[0]}; the step was refused")
+            metrics["kl_base"] = math.fsum(kl_of.values()) / max(1, sum(map(len, live)))
         return credit_rewards(self._training, self._objective, evidence, kl_coef, kl_of), metrics
 
     def _no_gradient(self, evidence: Evidence) -> str:

@@ -62,6 +62,7 @@ class _Sums:
     clipped: float = 0.0
     stale_gap: float = 0.0
     tokens: float = 0.0
+    sequences: int = 0
     fresh: float = 0.0
     stale: float = 0.0
 
@@ -133,7 +134,7 @@ class Training:
                 "entropy": sums.entropy / max(sums.tokens, 1.0),
                 "sampler_mismatch": sums.mismatch / max(sums.fresh, 1.0),
                 "kl_base": sums.kl_base / max(sums.tokens, 1.0),
-                "clipped": sums.clipped / max(sums.tokens if self.objective.ratio == "token" else len(rows), 1.0),
+                "clipped": sums.clipped / max(sums.tokens if self.objective.ratio == "token" else sums.sequences, 1.0),
                 "stale": sums.stale / max(sums.tokens, 1.0),
                 "stale_gap": sums.stale_gap / max(sums.stale, 1.0),
             }
@@ -177,7 +178,7 @@ class Training:
             if self.state.step > self._start.step:
                 started = self._start.payload(self._start.moving)
                 before = self.model.sequence_stats(prompts, text, answers, temperature=temperature, change=started)
-            if config.kl != "none":
+            if config.kl in ("k2_loss", "k3_loss"):
                 base = self.model.sequence_stats(prompts, text, answers, temperature=temperature)
         loss = torch.zeros((), device=stats[0].logprobs.device)
         for index, ((_, credited), stat) in enumerate(zip(rows, stats, strict=True)):
@@ -197,9 +198,8 @@ class Training:
             loss = loss + part
             if base is not None:
                 reference = base[index].logprobs
-                if config.kl in ("k2_loss", "k3_loss"):
-                    form: Any = config.kl[:2]
-                    loss = loss + self.kl_coef * self._kl_scale() * kl_loss(stat.logprobs, reference, stat.mask, form)
+                form: Any = config.kl[:2]
+                loss = loss + self.kl_coef * self._kl_scale() * kl_loss(stat.logprobs, reference, stat.mask, form)
                 sums.kl_base += float(((stat.logprobs.detach() - reference) * stat.mask).sum())
             sums.entropy += float((stat.entropy * stat.mask).sum())
             fresh = told * (1.0 - stale)
@@ -207,6 +207,7 @@ class Training:
             sums.stale_gap += float(((own - sampled).abs() * stale).sum())
             sums.clipped += float(clipped)
             sums.tokens += float(stat.mask.sum())
+            sums.sequences += len(credited)
             sums.fresh += float(fresh.sum())
             sums.stale += float(stale.sum())
         read = sum(self.model.prompt_tokens(p, text) for p in prompts)
