@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from twoclock.contracts import Policy, Task, Trainable
+from twoclock.contracts import Interactive, Policy, Task, Trainable
 from twoclock.errors import BudgetError, ConfigError, UnsupportedError
 from twoclock.seeding import child_rng, child_seed
 from twoclock.types import (
@@ -109,7 +109,7 @@ class Bench:
         requests = [
             Request(
                 prompt=item.prompt,
-                conditioning=conditioning,
+                conditioning=conditioning.for_item(item),
                 seeds=tuple(
                     child_seed("bench-rollout", seed, item.id, sample, *([] if paired else [conditioning.id]))
                     for sample in range(samples)
@@ -119,12 +119,13 @@ class Bench:
             for conditioning in joined
         ]
         self._require_tokens(requests)
-        completions = self._policy.sample(requests, self._sampling)
+        about = [item for item in items for _ in joined]
+        completions = sample_items(self._policy, self._task, about, requests, self._sampling)
         self._spent += sampling_cost(completions)
         groups = grade_rollouts(self._task, items, requests, completions)
         if self._keeps_upcoming and not paired:
             self.kept += groups
-            self.conditionings |= {c.id: c for c in joined}
+            self.conditionings |= {r.conditioning.id: r.conditioning for r in requests}
         return groups
 
     def write(self, prompt: str, *, max_new_tokens: int, seed: int) -> Completion:
@@ -156,8 +157,9 @@ class Bench:
         if isinstance(self._policy, Trainable):
             return written + self._policy.prompt_tokens(request.prompt, request.conditioning)
         # Behind an endpoint nobody can count; no tokenizer makes more tokens than bytes, and a template adds a few.
-        texts = [request.conditioning.system or "", *(t for turn in request.conditioning.exemplars for t in turn)]
-        return written + sum(len(t.encode("utf-8")) + MESSAGE_TOKENS for t in [*texts, request.prompt])
+        told = request.conditioning
+        texts = [told.system or "", *(t for turn in told.exemplars for t in turn), told.told(request.prompt)]
+        return written + sum(len(t.encode("utf-8")) + MESSAGE_TOKENS for t in texts)
 
     def trainable(self) -> Trainable:
         if not isinstance(self._policy, Trainable):
@@ -168,11 +170,23 @@ class Bench:
         return self._policy
 
 
+def sample_items(
+    policy: Policy, task: Task, items: Sequence[Item], requests: Sequence[Request], sampling: Sampling
+) -> list[tuple[Completion, ...]]:
+    """The completions of requests, each about the item at its place: sampled, or played where the task's items take
+    several turns."""
+    if isinstance(task, Interactive):
+        return task.play(policy, items, requests, sampling)
+    return policy.sample(requests, sampling)
+
+
 def sampling_cost(completions: Sequence[Sequence[Completion]]) -> Cost:
-    """Rollouts and tokens of a sampling call; the prompt of a request is read once for all its seeds."""
+    """Rollouts and tokens of a sampling call; the prompt of a request is read once for all its seeds, those of episodes
+    are each one's own."""
+    read = [[c.prompt_tokens for c in row if c.turns > 1] or [c.prompt_tokens for c in row[:1]] for row in completions]
     return Cost(
         rollouts=sum(len(row) for row in completions),
-        prompt_tokens=sum(row[0].prompt_tokens for row in completions if row),
+        prompt_tokens=sum(sum(row) for row in read),
         completion_tokens=sum(len(c.tokens) for row in completions for c in row),
     )
 

@@ -39,6 +39,7 @@ __all__ = [
     "Allocator",
     "Channel",
     "Gate",
+    "Interactive",
     "Policy",
     "Population",
     "Reflector",
@@ -73,6 +74,19 @@ class Task(Protocol):
     def grade(self, items: Sequence[Item], texts: Sequence[str]) -> list[Grade]:
         """One grade a pair, in order. A verifier that raises, hangs or gives NaN for a text makes a failed grade
         (reward 0, ``failure`` set); one that breaks its contract raises :class:`~twoclock.errors.VerifierError`."""
+        ...
+
+
+@runtime_checkable
+class Interactive(Protocol):
+    """An optional ability of a task: its items are played over several turns, not answered in one."""
+
+    def play(
+        self, policy: Policy, items: Sequence[Item], requests: Sequence[Request], sampling: Sampling
+    ) -> list[tuple[Completion, ...]]:
+        """As :meth:`Policy.sample`, with the item of each request: a completion is a whole episode. Its ``text`` is
+        the transcript, from which :meth:`Task.grade` follows; its token counts are those of all turns. ``logprobs`` are
+        empty unless the whole episode is one sequence that a teacher-forced pass can score."""
         ...
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any, Literal
 
-from twoclock.bench import grade_rollouts, sampling_cost
+from twoclock.bench import grade_rollouts, sample_items, sampling_cost
 from twoclock.contracts import Channel, Policy, Task, Trainable
 from twoclock.errors import ConfigError, UnsupportedError
 from twoclock.seeding import child_rng, child_seed
@@ -111,12 +111,12 @@ class Evaluator:
         requests = [
             Request(
                 prompt=item.prompt,
-                conditioning=conditioning,
+                conditioning=conditioning.for_item(item),
                 seeds=tuple(child_seed("evaluate", self.seed, task, item.id, n) for n in range(self.settings.samples)),
             )
             for item in items
         ]
-        completions = self.policy.sample(requests, self.sampling)
+        completions = sample_items(self.policy, self.tasks[task], items, requests, self.sampling)
         groups = grade_rollouts(self.tasks[task], items, requests, completions)
         cost = replace(sampling_cost(completions), seconds=time.perf_counter() - started)
         return Evaluation(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from twoclock.bench import grade_rollouts, sampling_cost
+from twoclock.bench import grade_rollouts, sample_items, sampling_cost
 from twoclock.contracts import Policy, Task, TaskStream
 from twoclock.errors import ConfigError, unknown_name
 from twoclock.seeding import child_rng, child_seed
@@ -140,6 +140,7 @@ class Gathering:
     ) -> tuple[list[Request], list[tuple[Completion, ...]]]:
         """What is missing, sampled: requests and their completions."""
         each = self.settings.per_item // len(conditionings)
+        places = [(item, place) for item in items for place in enumerate(_places(item, conditionings))]
         requests = [
             Request(
                 prompt=item.prompt,
@@ -149,11 +150,12 @@ class Gathering:
                     for n in range(len(taken.get((item.id, place), ())), each)
                 ),
             )
-            for item in items
-            for place, conditioning in enumerate(_places(item, conditionings))
+            for item, (place, conditioning) in places
         ]
-        wanted = [request for request in requests if request.seeds]
-        answers = iter(self.policy.sample(wanted, self.sampling) if wanted else [])
+        wanted = [(item, r) for (item, _), r in zip(places, requests, strict=True) if r.seeds]
+        task = self.stream.tasks[self.stream.phase(number).task]
+        about, asked = [item for item, _ in wanted], [request for _, request in wanted]
+        answers = iter(sample_items(self.policy, task, about, asked, self.sampling) if asked else [])
         return requests, [next(answers) if request.seeds else () for request in requests]
 
     def grade(
@@ -223,11 +225,12 @@ class Gathering:
 
 
 def _places(item: Item, conditionings: Sequence[Conditioning]) -> list[Conditioning]:
-    """The conditionings that the item is rolled out under: one that shows the item with its answer, as an exemplar of
-    an earlier round may, would teach to copy. In its place stands the first that does not, or no prompt at all."""
+    """What the item is rolled out under, with memory asked about it. A conditioning that shows the item with its
+    answer, as an exemplar of an earlier round may, would teach to copy: in its place stands the first that does not, or
+    no prompt at all."""
     clean = [c for c in conditionings if not _shows(c, item)]
     instead = clean[0] if clean else Conditioning(delta=conditionings[0].delta)
-    return [instead if _shows(c, item) else c for c in conditionings]
+    return [(instead if _shows(c, item) else c).for_item(item) for c in conditionings]
 
 
 def _shows(conditioning: Conditioning, item: Item) -> bool:
@@ -237,7 +240,9 @@ def _shows(conditioning: Conditioning, item: Item) -> bool:
 def _recalled(kept: KeptRollout) -> Conditioning:
     """What the rollout was sampled under. Of its weights only the name is known here: they cannot be mounted."""
     delta = Delta(kept.delta, "recalled", "", None) if kept.delta else None
-    return Conditioning(system=kept.system, exemplars=kept.exemplars, delta=delta)
+    return Conditioning(
+        system=kept.system, exemplars=kept.exemplars, notes=kept.notes, recalled=kept.recalled, delta=delta
+    )
 
 
 def _rollout(kept: KeptRollout, age: int) -> Rollout:

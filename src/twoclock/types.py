@@ -9,7 +9,7 @@ text. *Evidence* is the graded groups of one round. A *round* is one turn of the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
@@ -36,6 +36,7 @@ __all__ = [
     "Plan",
     "PolicyCard",
     "Proposal",
+    "Recall",
     "Request",
     "Rollout",
     "RoundRecord",
@@ -112,6 +113,24 @@ class Delta:
         return hash(self.id)
 
 
+@dataclass(frozen=True, eq=False)
+class Recall:
+    """What memory says, which differs from item to item: a value that is asked when an item is at hand.
+
+    ``id`` is the hash of everything that the answers follow from; ``ask`` is pure and gives the item's part: notes,
+    exemplars, and the ids of the entries that they came from. Two recalls are equal when their ids are.
+    """
+
+    id: str
+    ask: Callable[[Item], Conditioning] = field(repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recall) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Conditioning:
     """Everything the channels do to the model for one rollout. The empty one is the untouched base model."""
@@ -120,19 +139,26 @@ class Conditioning:
     """The system prompt; ``None`` leaves the chat template's own default in place."""
     exemplars: tuple[tuple[str, str], ...] = ()
     """Few-shot turns (user, assistant), shown before the item in this order."""
+    notes: tuple[str, ...] = ()
+    """Blocks of text from memory, shown in the user's turn before the item: data, never the system's instructions."""
+    recall: tuple[Recall, ...] = ()
+    """What is yet to be asked with an item at hand, one a channel: see :meth:`for_item`."""
+    recalled: tuple[str, ...] = ()
+    """The ids of the memory entries that notes and exemplars came from, for crediting them."""
     delta: Delta | None = None
     """The slow version of the weights; ``None`` is the base, by the path that no delta touches."""
 
     @cached_property
     def id(self) -> str:
         """A hash of the content: equal conditionings have equal ids, in every process."""
-        return content_hash(
-            {
-                "system": self.system,
-                "exemplars": [list(turn) for turn in self.exemplars],
-                "delta": self.delta.id if self.delta else None,
-            }
-        )[:16]
+        content: dict[str, Any] = {
+            "system": self.system,
+            "exemplars": [list(turn) for turn in self.exemplars],
+            "delta": self.delta.id if self.delta else None,
+        }
+        # Named only where there is some, so that what has none keeps the id that it always had.
+        memory = {"notes": self.notes, "recall": [r.id for r in self.recall], "recalled": self.recalled}
+        return content_hash(content | {name: list(part) for name, part in memory.items() if part})[:16]
 
     @property
     def text_id(self) -> str:
@@ -141,7 +167,18 @@ class Conditioning:
 
     @property
     def is_identity(self) -> bool:
-        return self.system is None and not self.exemplars and self.delta is None
+        return self == Conditioning()
+
+    def told(self, prompt: str) -> str:
+        """The user's turn: the notes, then the prompt."""
+        return "\n\n".join([*self.notes, prompt])
+
+    def for_item(self, item: Item) -> Conditioning:
+        """This conditioning with its memory asked about ``item``; itself where there is none."""
+        asked = replace(self, recall=())
+        for recall in self.recall:
+            asked = asked.join(recall.ask(item))
+        return asked if self.recall else self
 
     def join(self, other: Conditioning) -> Conditioning:
         """Both influences together. Two channels may not set the same scalar field: that raises ``ValueError``."""
@@ -151,6 +188,9 @@ class Conditioning:
         return Conditioning(
             system=self.system if self.system is not None else other.system,
             exemplars=self.exemplars + other.exemplars,
+            notes=self.notes + other.notes,
+            recall=self.recall + other.recall,
+            recalled=self.recalled + other.recalled,
             delta=self.delta or other.delta,
         )
 
@@ -187,6 +227,8 @@ class Completion:
     finish: Literal["stop", "length", "error"]
     prompt_tokens: int
     error: str | None = None
+    turns: int = 1
+    """Above 1 this is an episode of so many turns; the token counts are those of all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

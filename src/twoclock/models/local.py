@@ -156,7 +156,7 @@ class LocalPolicy:
 
     def render(self, prompt: str, conditioning: Conditioning) -> tuple[int, ...]:
         """The token ids that the model reads before it answers."""
-        return self._render(prompt, conditioning.system, conditioning.exemplars)
+        return self._render(conditioning.told(prompt), conditioning.system, conditioning.exemplars)
 
     def prompt_tokens(self, prompt: str, conditioning: Conditioning) -> int:
         return len(self.render(prompt, conditioning))

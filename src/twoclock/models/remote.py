@@ -188,7 +188,7 @@ def _messages(prompt: str, conditioning: Conditioning) -> list[dict[str, str]]:
     messages = [] if conditioning.system is None else [{"role": "system", "content": conditioning.system}]
     for user, assistant in conditioning.exemplars:
         messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-    return [*messages, {"role": "user", "content": prompt}]
+    return [*messages, {"role": "user", "content": conditioning.told(prompt)}]
 
 
 def _payload(request: Request, seed: int, sampling: Sampling) -> dict[str, Any]:

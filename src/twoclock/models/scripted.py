@@ -74,7 +74,7 @@ class ScriptedPolicy:
 
     def _complete(self, request: Request, seed: int, sampling: Sampling) -> Completion:
         parts = [request.conditioning.system or "", *(t for turn in request.conditioning.exemplars for t in turn)]
-        prompt_tokens = len(encode("".join(parts) + request.prompt))
+        prompt_tokens = len(encode("".join(parts) + request.conditioning.told(request.prompt)))
         try:
             text = self._script(request.prompt, request.conditioning, seed)
         except Exception as error:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from twoclock.bench import grade_rollouts
+from twoclock.bench import grade_rollouts, sample_items
 from twoclock.build import Session
 from twoclock.contracts import Policy, Task
 from twoclock.evaluation import Cell, Evaluator, conditioning_of
@@ -109,12 +109,13 @@ class ProbeContext:
         requests = [
             Request(
                 prompt=item.prompt,
-                conditioning=conditioning,
+                conditioning=conditioning.for_item(item),
                 seeds=tuple(child_seed("probe", self.seed, purpose, item.id, n) for n in range(count)),
             )
             for item in items
         ]
-        return grade_rollouts(task, items, requests, self.policy.sample(requests, self.parts.sampling))
+        completions = sample_items(self.policy, task, items, requests, self.parts.sampling)
+        return grade_rollouts(task, items, requests, completions)
 
     # ------------------------------------------------------------------------------------------------------------ speed
 

@@ -127,13 +127,12 @@ class SlowChannel(ABC, Generic[StateT]):
         weights = self.condition(state, evidence.task)
         score = scored_under(model, evidence, weights)
         if self._training.objective == "distill":
-            teacher = Conditioning(system=bench.others.system, exemplars=bench.others.exemplars)
-            return credit_distilled(evidence, teacher, score), {}
+            return credit_distilled(evidence, replace(bench.others, delta=None), score), {}
         kl_of: dict[int, float] | None = None
         metrics: dict[str, float] = {}
         if self._training.kl == "k1_reward":
             pairs = [(g, r) for g in evidence.groups for r in g.rollouts]
-            live, base = score(pairs, [lambda own: own, lambda own: replace(own, delta=None)])
+            live, base = score(pairs, [lambda own, _: own, lambda own, _: replace(own, delta=None)])
             kl_of = {
                 id(r): math.fsum(a - b for a, b in zip(one, other, strict=True))
                 for (_, r), one, other in zip(pairs, live, base, strict=True)

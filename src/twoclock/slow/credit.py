@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from twoclock.contracts import Trainable
 from twoclock.errors import ConfigError
 from twoclock.nn.advantages import advantages, soft_overlong_penalty
 from twoclock.nn.objective_table import Objective
 from twoclock.slow.config import TrainingConfig
-from twoclock.types import Conditioning, Evidence, Group, Rollout
+from twoclock.types import Conditioning, Evidence, Group, Item, Rollout
 
 __all__ = ["Credited", "between_prompts", "credit_distilled", "credit_rewards", "scored_under"]
 
-Scorer = Callable[
-    [Sequence[tuple[Group, Rollout]], Sequence[Callable[[Conditioning], Conditioning]]], list[list[list[float]]]
-]
+Way = Callable[[Conditioning, Item], Conditioning]
+"""(a rollout's own conditioning, its item) → what it is to be scored under."""
+
+Scorer = Callable[[Sequence[tuple[Group, Rollout]], Sequence[Way]], list[list[list[float]]]]
 """For each way to condition, for each rollout, the log-probability of each of its tokens."""
 
 
@@ -101,12 +102,15 @@ def credit_distilled(evidence: Evidence, teacher: Conditioning, score: Scorer) -
     the teacher's own prompt has nothing to learn: exact zeros.
     """
     pairs = [(g, r) for g in evidence.groups for r in g.rollouts if r.completion.tokens]
-    pairs = [(g, r) for g, r in pairs if evidence.conditionings[r.conditioning_id].text_id != teacher.text_id]
 
-    def taught(own: Conditioning) -> Conditioning:
-        return Conditioning(system=teacher.system, exemplars=teacher.exemplars, delta=own.delta)
+    def taught(own: Conditioning, item: Item) -> Conditioning:
+        return replace(teacher.for_item(item), delta=own.delta)
 
-    student, prompted = score(pairs, [lambda own: own, taught]) if pairs else ([], [])
+    def told(rollout: Rollout) -> Conditioning:
+        return evidence.conditionings[rollout.conditioning_id]
+
+    pairs = [(g, r) for g, r in pairs if told(r).text_id != taught(told(r), g.item).text_id]
+    student, prompted = score(pairs, [lambda own, _: own, taught]) if pairs else ([], [])
     by_id = {
         id(r): tuple(t - s for s, t in zip(one, other, strict=True))
         for (_, r), one, other in zip(pairs, student, prompted, strict=True)
@@ -117,21 +121,17 @@ def credit_distilled(evidence: Evidence, teacher: Conditioning, score: Scorer) -
 def scored_under(model: Trainable, evidence: Evidence, weights: Conditioning) -> Scorer:
     """Scores rollouts under the weights of ``weights`` and the text that each way makes of the rollout's own."""
 
-    def score(
-        pairs: Sequence[tuple[Group, Rollout]], ways: Sequence[Callable[[Conditioning], Conditioning]]
-    ) -> list[list[list[float]]]:
+    def score(pairs: Sequence[tuple[Group, Rollout]], ways: Sequence[Way]) -> list[list[list[float]]]:
         found: list[list[list[float]]] = [[[] for _ in pairs] for _ in ways]
-        by_text: dict[str, list[int]] = {}
-        for index, (_, rollout) in enumerate(pairs):
-            text = evidence.conditionings[rollout.conditioning_id]
-            by_text.setdefault(text.text_id, []).append(index)
-        for indices in by_text.values():
-            text = evidence.conditionings[pairs[indices[0]][1].conditioning_id]
-            own = Conditioning(system=text.system, exemplars=text.exemplars, delta=weights.delta)
+        together: dict[tuple[Conditioning, ...], list[int]] = {}
+        for index, (group, rollout) in enumerate(pairs):
+            own = replace(evidence.conditionings[rollout.conditioning_id], delta=weights.delta)
+            together.setdefault(tuple(way(own, group.item) for way in ways), []).append(index)
+        for told, indices in together.items():
             rows = model.logprobs_under(
                 [pairs[i][0].item.prompt for i in indices],
                 [pairs[i][1].completion.tokens for i in indices],
-                [way(own) for way in ways],
+                told,
                 temperature=evidence.sampling.temperature,
             )
             for way, values in enumerate(rows):

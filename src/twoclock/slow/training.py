@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -144,7 +144,7 @@ class Training:
     def _text(self, credited: Credited) -> Conditioning:
         """The prompt of a rollout, without weights."""
         own = self.evidence.conditionings[credited.rollout.conditioning_id]
-        return Conditioning(system=own.system, exemplars=own.exemplars)
+        return replace(own, delta=None)
 
     def _batches(self, rows: Sequence[Row]) -> list[tuple[Conditioning, list[Row]]]:
         """Pieces that fit one pass: by prompt, whatever weights it was sampled under, then by the model's chunks."""

@@ -28,7 +28,7 @@ DIGESTED: Mapping[str, str] = {
     "rollouts": """SELECT round, task, item_id, conditioning_id, seed, text, reward, feedback, failure, finish,
         prompt_tokens, completion_tokens, mean_logprob, purpose, age, error, tokens, logprobs FROM rollouts
         ORDER BY id""",
-    "conditionings": "SELECT id, system, exemplars, delta FROM conditionings ORDER BY id",
+    "conditionings": "SELECT id, system, exemplars, delta, notes, recall, recalled FROM conditionings ORDER BY id",
     "evaluations": """SELECT round, task, weights, prompt, item_ids, rewards, samples, conditioning_id, cost, purpose
         FROM evaluations ORDER BY id""",
     "drift": """SELECT round, prompts, live_base, base_live, per_prompt_live_base, per_prompt_base_live, tokens

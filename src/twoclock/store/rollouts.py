@@ -41,7 +41,8 @@ ROWS = """
 
 KEPT = """
     SELECT r.id, r.round, r.item_id, r.conditioning_id, r.seed, r.text, r.reward, r.feedback, r.failure, r.finish,
-        r.prompt_tokens, r.error, r.tokens, r.logprobs, c.system, c.exemplars, c.delta
+        r.prompt_tokens, r.error, r.tokens, r.logprobs, c.system, c.exemplars,
+        c.notes, c.recalled, c.delta
     FROM rollouts r JOIN conditionings c ON c.id = r.conditioning_id
     WHERE r.task = ? AND r.item_id IN ({marks}) AND r.purpose = 'search' AND r.round >= ? AND r.tokens IS NOT NULL"""
 
@@ -82,6 +83,8 @@ class KeptRollout:
     system: str | None
     """Of the conditioning, as the next two."""
     exemplars: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    recalled: tuple[str, ...]
     delta: str | None
     """The id of the delta; None is the base."""
     seed: int
@@ -157,6 +160,8 @@ def _kept_of(row: sqlite3.Row, item_id: str) -> KeptRollout:
         conditioning_id=row["conditioning_id"],
         system=row["system"],
         exemplars=tuple((user, assistant) for user, assistant in json.loads(row["exemplars"])),
+        notes=tuple(json.loads(row["notes"])),
+        recalled=tuple(json.loads(row["recalled"])),
         delta=row["delta"],
         seed=row["seed"],
         completion=Completion(

@@ -100,7 +100,9 @@ def entry_values(entry: LedgerEntry, at: float) -> tuple[Any, ...]:
 def conditioning_values(key: str, conditioning: Conditioning) -> tuple[Any, ...]:
     exemplars = dumps([list(turn) for turn in conditioning.exemplars], f"the exemplars of conditioning {key}")
     delta = conditioning.delta.id if conditioning.delta else None
-    return (key, optional(conditioning.system), exemplars, delta)
+    memory = (conditioning.notes, [recall.id for recall in conditioning.recall], conditioning.recalled)
+    where = f"the memory of conditioning {key}"
+    return (key, optional(conditioning.system), exemplars, delta, *(dumps(list(part), where) for part in memory))
 
 
 def evaluation_values(evaluation: Evaluation, at: float) -> tuple[Any, ...]:
@@ -172,5 +174,8 @@ def conditioning_of(row: sqlite3.Row) -> dict[str, Any]:
     return {
         "system": row["system"],
         "exemplars": cast(Sequence[list[str]], json.loads(row["exemplars"])),
+        "notes": cast(Sequence[str], json.loads(row["notes"])),
+        "recall": cast(Sequence[str], json.loads(row["recall"])),
+        "recalled": cast(Sequence[str], json.loads(row["recalled"])),
         "delta": row["delta"],
     }

@@ -103,6 +103,14 @@ MIGRATIONS: tuple[Migration, ...] = (
             "CREATE INDEX rounds_phase ON rounds (phase, round)",
         ),
     ),
+    Migration(
+        4,
+        "what memory showed",
+        tuple(
+            f"ALTER TABLE conditionings ADD COLUMN {name} TEXT NOT NULL DEFAULT '[]'"
+            for name in ("notes", "recall", "recalled")
+        ),
+    ),
 )
 
 LATEST = MIGRATIONS[-1].number
