@@ -83,8 +83,8 @@ class KeptRollout:
     system: str | None
     """Of the conditioning, as the next two."""
     exemplars: tuple[tuple[str, str], ...]
-    notes: tuple[str, ...]
-    recalled: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    recalled: tuple[str, ...] = ()
     delta: str | None
     """The id of the delta; None is the base."""
     seed: int
