@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -134,9 +135,13 @@ def test_a_damaged_ledger_is_named(tmp_path: Path, damage: object, says: str, wr
 def test_a_writer_finds_damage_in_the_middle(tmp_path: Path) -> None:
     make_run(tmp_path / "run", rounds=3).close()
     file = tmp_path / "run" / "ledger.sqlite"
+    with closing(sqlite3.connect(file)) as db:  # not the pages of the schema, without which nobody can open the file
+        pages = [
+            row[0] for row in db.execute("SELECT rootpage FROM sqlite_master WHERE name IN ('rounds', 'rollouts')")
+        ]
     data = bytearray(file.read_bytes())
-    first = 8 * 4096  # behind the pages that hold the schema itself, without which nobody can open the file
-    data[first:-4096] = b"\xff" * (len(data) - 4096 - first)
+    for page in pages:
+        data[(page - 1) * 4096 : page * 4096] = b"\xff" * 4096
     file.write_bytes(data)
     with pytest.raises(StoreError, match=r"ledger\.sqlite"):
         RunStore.open(tmp_path / "run", write=True)
