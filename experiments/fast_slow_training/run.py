@@ -48,23 +48,6 @@ def config_for(study: str, arm: str, task: str, seed: int, rounds: int | None = 
     return config
 
 
-def play(path: Path, config: Any, states: dict[str, Any] | None = None) -> Any:
-    """Runs or resumes a run; ``states`` are what slow channels begin from."""
-    from twoclock.build import create_session, open_session
-
-    if (path / "ledger.sqlite").exists():
-        session = open_session(path, write=True)
-    else:
-        session = create_session(config, path, progress=print)
-    loop = session.loop()
-    if session.store.entries():
-        loop.restore()
-    else:
-        loop.begin(states)
-    loop.run()
-    return session
-
-
 def points_of(store: Any, tasks: tuple[str, ...]) -> list[dict[str, Any]]:
     """One record an evaluated round: what learning had spent, scores in both cells, drift on each prompt set."""
     from twoclock.probing.curves import spent_by_round
@@ -94,6 +77,8 @@ def points_of(store: Any, tasks: tuple[str, ...]) -> list[dict[str, Any]]:
 
 def run_cell(study: str, arm: str, task: str, seed: int, runs: Path) -> Path:
     """Runs or resumes one cell and writes its result."""
+    from twoclock.build import play_run
+
     named = arm if study == "stream" else f"{task}-{arm}"
     out = HERE / "results" / study / f"{named}-seed{seed}.json"
     if out.exists():
@@ -106,8 +91,7 @@ def run_cell(study: str, arm: str, task: str, seed: int, runs: Path) -> Path:
         # Fresh plain reinforcement learning on the next task, from the arm's slow state; the fast state stays behind.
         config = config_for("plasticity", "rl_only", NEXT[task], seed)
         states, tasks = slow_states(arm, task, seed, runs), (NEXT[task],)
-    session = play(path, config, states)
-    with session.store as store:
+    with play_run(path, config, states, print).store as store:
         rounds = store.rounds()
         result = {
             "study": study,
@@ -138,15 +122,12 @@ def run_cell(study: str, arm: str, task: str, seed: int, runs: Path) -> Path:
 
 def slow_states(arm: str, task: str, seed: int, runs: Path) -> dict[str, Any]:
     """Where the arm's weights ended on the task; empty for an arm that trains none: it begins from the base."""
-    from twoclock.build import open_session
+    from twoclock.build import play_run
     from twoclock.types import Timescale
 
     if arm in ("base", "prompt_only"):
         return {}
-    path = runs / "single" / f"{task}-{arm}-seed{seed}"
-    if not (path / "ledger.sqlite").exists():
-        play(path, config_for("single", arm, task, seed)).store.close()
-    session = open_session(path)
+    session = play_run(runs / "single" / f"{task}-{arm}-seed{seed}", config_for("single", arm, task, seed), None, print)
     with session.store:
         states = session.states()
         slow = [n for n, c in session.parts.channels.items() if c.timescale is Timescale.SLOW]

@@ -33,18 +33,9 @@ def config_for(arm: str, seed: int) -> Any:
 
 def train(arm: str, seed: int, path: Path) -> dict[str, Any]:
     """Runs or resumes the training, and says what it cost."""
-    from twoclock.build import create_session, open_session
+    from twoclock.build import play_run
 
-    if (path / "ledger.sqlite").exists():
-        session = open_session(path, write=True)
-        loop = session.loop()
-        loop.restore()
-    else:
-        session = create_session(config_for(arm, seed), path, progress=print)
-        loop = session.loop()
-        loop.begin()
-    with session.store as store:
-        loop.run()
+    with play_run(path, config_for(arm, seed), progress=print).store as store:
         rounds = store.rounds()
         return {
             "rollouts": int(sum(r.metrics["rollouts"] for r in rounds)),

@@ -38,22 +38,13 @@ def config_for(arm: str, seed: int) -> Any:
 
 def run_cell(arm: str, seed: int, runs: Path) -> Path:
     """Runs or resumes one cell and writes its result."""
-    from twoclock.build import create_session, open_session
+    from twoclock.build import play_run
 
     out = HERE / "results" / f"{arm}-seed{seed}.json"
     if out.exists():
         print(f"{out.name} is there already")
         return out
-    path = runs / f"{arm}-seed{seed}"
-    if (path / "ledger.sqlite").exists():
-        session = open_session(path, write=True)
-        loop = session.loop()
-        loop.restore()
-    else:
-        session = create_session(config_for(arm, seed), path, progress=print)
-        loop = session.loop()
-        loop.begin()
-    loop.run()
+    session = play_run(runs / f"{arm}-seed{seed}", config_for(arm, seed), progress=print)
     evaluations, drift = session.evaluate()
     store = session.store
     phase = [e for e in store.evaluations("phase") if (e.weights, e.prompt) == ("live", "learned")]

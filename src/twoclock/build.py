@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,17 +15,19 @@ from twoclock.errors import ConfigError, MissingExtraError, TwoclockError, unkno
 from twoclock.evaluation import CELLS, EvaluationSettings, Evaluator, conditioning_of, conditionings_of
 from twoclock.fast import build_fast, fast_names
 from twoclock.gathering import RolloutSettings
+from twoclock.hashing import content_hash
 from twoclock.loop import Loop, StoreSettings, sampling_problems
 from twoclock.options import read_options
 from twoclock.slow import SLOW_CHANNELS, build_slow
 from twoclock.store import RunStore
+from twoclock.store.folder import LEDGER
 from twoclock.tasks import Stream, build_task
 from twoclock.types import Conditioning, DriftRecord, Evaluation, Evidence, Sampling, Timescale
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Parts", "Session", "build_parts", "build_policy", "create_session", "open_session"]
+__all__ = ["Parts", "Session", "build_parts", "build_policy", "create_session", "open_session", "play_run"]
 
 Progress = Callable[[str], None]
 
@@ -284,6 +286,69 @@ def open_session(
     except BaseException:
         store.close()
         raise
+
+
+def play_run(
+    path: Path, config: RunConfig, states: Mapping[str, Any] | None = None, progress: Progress | None = None
+) -> Session:
+    """Plays a run to its end: begun in ``path`` with ``config`` where there is none, and otherwise taken up after its
+    last committed round, to the numbers that it would have had. ``states``, by channel, are what a new run begins
+    from. Returns the session, whose store is open for writing: close it. A finished run loads no model.
+
+    Raises ConfigError where the run in ``path`` has another configuration (``base_dir`` apart) or began from other
+    states, and whatever :func:`create_session` and :func:`open_session` raise; the store is then closed.
+    """
+    path = Path(path)
+    if (path / LEDGER).is_file():
+        session = open_session(path, write=True, progress=progress)
+    else:
+        session = create_session(config, path, progress=progress)
+    store = session.store
+    try:
+        begun = bool(store.entries(round=0))
+        if problems := _other_run(session, config, states or {}, begun):
+            raise ConfigError(problems)
+        if not begun or store.head().next_round <= session.parts.stream.num_rounds:
+            loop = session.loop()
+            if begun:
+                loop.restore()
+            else:
+                loop.begin(states)
+            loop.run()
+    except BaseException:
+        store.close()
+        raise
+    return session
+
+
+def _other_run(session: Session, config: RunConfig, states: Mapping[str, Any], begun: bool) -> list[str]:
+    """Why the run that is open is not the one that is asked for; empty where it is."""
+    instead = "name another folder, or ask for what the run was made with"
+    there, here = (dict(_settings(c.plain())) for c in (session.parts.config, config))
+    places = sorted(p for p in there.keys() | here.keys() if there.get(p) != here.get(p) and p != "base_dir")
+    problems = []
+    if places:
+        told = ", ".join(f"{p} ({there.get(p, 'none')!r} there, {here.get(p, 'none')!r} here)" for p in places[:4])
+        more = f" and {len(places) - 4} more" if len(places) > 4 else ""
+        problems.append(f"the run in {session.store.path} has another configuration: {told}{more}; {instead}")
+    if begun:
+        first = session.store.snapshot_at(0).states
+        channels = session.parts.channels
+        problems += [
+            f"the run in {session.store.path} began from another state of channel '{name}' than is given; {instead}"
+            for name, state in states.items()
+            if name in first and content_hash(channels[name].dump(state)) != first[name]
+        ]
+    return problems
+
+
+def _settings(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of a plain configuration with its place, such as ``run.seed``."""
+    if isinstance(value, Mapping) and (value or not place):
+        for name, part in value.items():
+            yield from _settings(part, f"{place}.{name}" if place else str(name))
+    else:
+        yield place, value
 
 
 def _group_problems(rollouts: RolloutSettings, channels: Mapping[str, Channel[Any]]) -> list[str]:

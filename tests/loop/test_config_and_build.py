@@ -7,99 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from configured import TEXT, lay_beside, parsed
 
 from twoclock.build import build_parts, build_policy, create_session, open_session
-from twoclock.config import RunConfig, from_plain, parse_config
+from twoclock.config import from_plain
 from twoclock.errors import ConfigError, ModelError, RunLockedError, StoreError
 from twoclock.evaluation import conditioning_of
 from twoclock.store import RunStore
 from twoclock.types import Timescale
 
-VERIFIER = """
-def printable(completions):
-    return [1.0 if text and " " <= text[0] <= "~" else (0.0, "begin with something printable") for text in completions]
-"""
-
-TEXT = """
-[run]
-seed = 4
-
-[model]
-source = "llama"
-dtype = "float32"
-device = "cpu"
-threads = 1
-
-[sampling]
-max_new_tokens = 5
-
-[tasks.largest]
-source = "family"
-family = "compare"
-config = { count = 2, min_value = 10, max_value = 99 }
-verifier = "verify.py:printable"
-size = { train = 40, trial = 30, heldout = 10 }
-
-[tasks.smallest]
-source = "family"
-family = "compare"
-config = { count = 2, min_value = 10, max_value = 99, want = "smallest" }
-verifier = "verify.py:printable"
-size = { train = 40, trial = 30, heldout = 10 }
-
-[[stream]]
-task = "largest"
-rounds = 3
-
-[[stream]]
-task = "smallest"
-rounds = 2
-
-[rollouts]
-items = 4
-per_item = 4
-
-[channels.prompts]
-num_exemplars = [1]
-num_new = 2
-search_items = 8
-first_items = 4
-
-[channels.lora]
-rank = 2
-learning_rate = 0.05
-targets = ["q_proj", "down_proj"]
-
-[allocator]
-name = "alternate"
-warmstart = 0
-slow_steps = 2
-drift = 5.0
-
-[gates]
-fast = "accept"
-
-[measure]
-heldout_items = 8
-drift_every = 2
-drift_prompts = 2
-drift_tokens = 4
-gate_prompts = 2
-gate_tokens = 3
-"""
-
 
 @pytest.fixture(scope="module")
 def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the configuration lies: the model and the verifier beside it."""
-    here = tmp_path_factory.mktemp("configured")
-    shutil.copytree(tiny_folder, here / "llama")
-    (here / "verify.py").write_text(VERIFIER)
-    return here
-
-
-def parsed(folder: Path, *overrides: str, text: str = TEXT) -> RunConfig:
-    return parse_config(text, overrides, base_dir=folder)
+    return lay_beside(tmp_path_factory.mktemp("configured"), tiny_folder)
 
 
 def problems_of(folder: Path, *overrides: str, text: str = TEXT) -> tuple[str, ...]:
