@@ -18,17 +18,17 @@ REWARDS = ((1.0, 0.0, 0.3, 1.0), (0.0, 0.0, 1.0, 0.0), (0.5, 0.5, 0.5, 0.5), (0.
 
 
 class TrainBench:
-    """The part of a workbench that a slow channel may use: the model, and nothing to spend."""
+    """The part of a workbench that a slow channel may use: the model, what the others say, and nothing to spend."""
 
-    def __init__(self, policy: LocalPolicy) -> None:
-        self._policy = policy
+    def __init__(self, policy: LocalPolicy, others: Conditioning) -> None:
+        self._policy, self.others = policy, others
 
     def trainable(self) -> LocalPolicy:
         return self._policy
 
 
-def bench(policy: LocalPolicy) -> Any:
-    return TrainBench(policy)
+def bench(policy: LocalPolicy, others: Conditioning | None = None) -> Any:
+    return TrainBench(policy, others or Conditioning())
 
 
 def make_evidence(
@@ -70,12 +70,28 @@ def make_evidence(
 
 def with_completion(evidence: Evidence, group: int, rollout: int, **changes: Any) -> Evidence:
     """The evidence with one completion changed."""
+    old: Completion = evidence.groups[group].rollouts[rollout].completion
+    return with_rollout(evidence, group, rollout, completion=replace(old, **changes))
+
+
+def with_rollout(evidence: Evidence, group: int, rollout: int, **changes: Any) -> Evidence:
+    """The evidence with one rollout changed."""
     groups = list(evidence.groups)
     rollouts = list(groups[group].rollouts)
-    old: Completion = rollouts[rollout].completion
-    rollouts[rollout] = replace(rollouts[rollout], completion=replace(old, **changes))
+    rollouts[rollout] = replace(rollouts[rollout], **changes)
     groups[group] = replace(groups[group], rollouts=tuple(rollouts))
     return replace(evidence, groups=tuple(groups))
+
+
+def with_lengths(evidence: Evidence, group: int, lengths: Sequence[int]) -> Evidence:
+    """The evidence with one group's completions of these many tokens, whatever they were; a completion of as many
+    tokens as may be sampled was cut off."""
+    for n, length in enumerate(lengths):
+        done = evidence.groups[group].rollouts[n].completion
+        tokens = tuple((done.tokens * 9 + (5, 6, 7, 8) * 9)[:length])
+        finish = "length" if length == evidence.sampling.max_new_tokens else "stop"
+        evidence = with_completion(evidence, group, n, tokens=tokens, logprobs=(-1.0,) * length, finish=finish)
+    return evidence
 
 
 # --------------------------------------------------------------------------------------------------------- the oracle
@@ -99,6 +115,42 @@ def merged(policy: LocalPolicy, factors: Mapping[str, tuple[Any, Any]], scale: f
     """W + scale · B A by parameter name, differentiable in A and B."""
     own = dict(policy.model.named_parameters())
     return {f"{n}.weight": own[f"{n}.weight"].detach() + scale * b @ a for n, (a, b) in factors.items()}
+
+
+def learned_gradient(before: LoraState, after: LoraState) -> dict[str, Any]:
+    """The gradient of one step that began with empty moments, taken with beta1 = 0 and no bound on its norm."""
+    assert after.step == before.step + 1
+    return {f"{n}.{p}": m for n, ms in after.moments.items() for p, m in (("A", ms[0]), ("B", ms[2]))}
+
+
+def weighed_gradient(
+    policy: LocalPolicy, state: LoraState, evidence: Evidence, weights: Mapping[int, Sequence[float]]
+) -> dict[str, Any]:
+    """That of −Σ_i Σ_t w_it log π(y_it), with w by ``id(rollout)``: what any objective is on-policy, as one sum."""
+    import torch
+
+    factors = {n: tuple(t.clone().requires_grad_() for t in pair) for n, pair in state.tensors.items()}
+    loss = torch.zeros(())
+    for group in evidence.groups:
+        for rollout in group.rollouts:
+            if any(weights[id(rollout)]):
+                changed = merged(policy, factors, state.scale)  # type: ignore[arg-type]
+                new = plain_logprobs(policy, changed, rollout, group.item.prompt, evidence)
+                loss = loss - (torch.tensor(weights[id(rollout)]) * new).sum()
+    leaves = [t for pair in factors.values() for t in pair]
+    found = iter(torch.autograd.grad(loss, leaves))
+    return {f"{n}.{p}": next(found) for n in factors for p in "AB"}
+
+
+def assert_same_gradient(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Up to float32: against the largest entry of each tensor, and where all is rounding against the whole."""
+    assert ours.keys() == theirs.keys()
+    whole = max(float(t.abs().max()) for t in theirs.values())
+    assert whole > 0
+    for name, expected in theirs.items():
+        size = max(float(expected.abs().max()), 1e-4 * whole)
+        off = float((ours[name] - expected).abs().max()) / size
+        assert off < 1e-3, f"{name} is off by {off:.2g} of its size"
 
 
 BOUNDS = {"grpo": (0.2, 0.2), "dr_grpo": (0.2, 0.2), "dapo": (0.2, 0.28), "cispo": (0.0, 4.0), "gspo": (3e-4, 4e-4)}

@@ -127,7 +127,7 @@ class SlowChannel(ABC, Generic[StateT]):
         weights = self.condition(state, evidence.task)
         score = scored_under(model, evidence, weights)
         if self._training.objective == "distill":
-            return credit_distilled(evidence, replace(bench.others, delta=None), score), {}
+            return credit_distilled(self._training, evidence, replace(bench.others, delta=None), score), {}
         kl_of: dict[int, float] | None = None
         metrics: dict[str, float] = {}
         if self._training.kl == "k1_reward":

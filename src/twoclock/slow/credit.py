@@ -70,11 +70,11 @@ def credit_rewards(
             mean = math.fsum(kl_of[id(r)] for r in unit) / len(unit)
             for r in unit:
                 by_id[id(r)] -= kl_coef * (kl_of[id(r)] - mean)
-    masked = config.overlong == "mask"
-    return [
-        [Credited(r, 0.0 if masked and r.completion.finish == "length" else by_id[id(r)]) for r in group.rollouts]
-        for group in evidence.groups
-    ]
+    return [[Credited(r, 0.0 if _left_out(config, r) else by_id[id(r)]) for r in g.rollouts] for g in evidence.groups]
+
+
+def _left_out(config: TrainingConfig, rollout: Rollout) -> bool:
+    return config.overlong == "mask" and rollout.completion.finish == "length"
 
 
 def _units(config: TrainingConfig, group: Group, evidence: Evidence) -> list[list[Rollout]]:
@@ -93,7 +93,9 @@ def _units(config: TrainingConfig, group: Group, evidence: Evidence) -> list[lis
     return list(by_text.values())
 
 
-def credit_distilled(evidence: Evidence, teacher: Conditioning, score: Scorer) -> list[list[Credited]]:
+def credit_distilled(
+    config: TrainingConfig, evidence: Evidence, teacher: Conditioning, score: Scorer
+) -> list[list[Credited]]:
     """Reverse KL from the policy under the teacher's prompt, at the tokens that were sampled without it:
     A_t = log π(y_t | teacher, x, y_<t) − log π(y_t | own, x, y_<t), both under the weights before the step.
 
@@ -101,7 +103,7 @@ def credit_distilled(evidence: Evidence, teacher: Conditioning, score: Scorer) -
     to the KL of later positions is left out, as is usual in on-policy distillation. A rollout that was sampled under
     the teacher's own prompt has nothing to learn: exact zeros.
     """
-    pairs = [(g, r) for g in evidence.groups for r in g.rollouts if r.completion.tokens]
+    pairs = [(g, r) for g in evidence.groups for r in g.rollouts if r.completion.tokens and not _left_out(config, r)]
 
     def taught(own: Conditioning, item: Item) -> Conditioning:
         return replace(teacher.for_item(item), delta=own.delta)
