@@ -18,19 +18,22 @@ from twoclock.tasks.text import clip
 __all__ = ["load_function"]
 
 
-def load_function(spec: str, base_dir: Path) -> Callable[..., Any]:
-    """The function that ``spec`` names; relative paths and modules are looked for in ``base_dir`` too.
+def load_function(spec: str, base_dir: Path, *, kind: str = "verifier") -> Callable[..., Any]:
+    """The function that ``spec`` names; relative paths and modules are looked for in ``base_dir`` too. ``kind`` is what
+    messages call it.
 
     Raises ConfigError for a spec of another form, a missing or broken module, an unknown or uncallable name.
     """
     module_name, colon, name = spec.rpartition(":")
     if not (colon and module_name and name.isidentifier()):
-        raise ConfigError(
-            f"a verifier is named as 'package.module:function' or 'path/to/file.py:function'; got '{spec}'"
-        )
+        raise ConfigError(f"a {kind} is named as 'package.module:function' or 'path/to/file.py:function'; got '{spec}'")
     is_file = module_name.endswith(".py")
     with _on_path(base_dir):
-        module = _from_file(spec, base_dir / Path(module_name).expanduser()) if is_file else _by_name(spec, module_name)
+        module = (
+            _from_file(spec, base_dir / Path(module_name).expanduser(), kind)
+            if is_file
+            else _by_name(spec, module_name, kind)
+        )
     function = getattr(module, name, None)
     if function is None:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -55,12 +58,12 @@ def _on_path(base_dir: Path) -> Iterator[None]:
         sys.path.remove(entry)
 
 
-def _from_file(spec: str, path: Path) -> ModuleType:
+def _from_file(spec: str, path: Path, kind: str) -> ModuleType:
     if not path.is_file():
         there = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         close = nearest(path.name, there)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise ConfigError(f"verifier '{spec}': there is no file {path}{hint}")
+        raise ConfigError(f"{kind} '{spec}': there is no file {path}{hint}")
     name = f"twoclock_verifier_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     found = importlib.util.spec_from_file_location(name, path)
     assert found is not None, path  # a path that ends in .py always has a loader
@@ -71,24 +74,24 @@ def _from_file(spec: str, path: Path) -> ModuleType:
         found.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise ConfigError(_broken(spec, error)) from error
+        raise ConfigError(_broken(spec, error, kind)) from error
     return module
 
 
-def _by_name(spec: str, name: str) -> ModuleType:
+def _by_name(spec: str, name: str, kind: str) -> ModuleType:
     importlib.invalidate_caches()
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
             raise ConfigError(
-                f"verifier '{spec}': there is no module '{error.name}'; install it, or name a file: 'path/to/file.py:"
+                f"{kind} '{spec}': there is no module '{error.name}'; install it, or name a file: 'path/to/file.py:"
                 f"{spec.rpartition(':')[2]}'"
             ) from error
-        raise ConfigError(_broken(spec, error)) from error
+        raise ConfigError(_broken(spec, error, kind)) from error
     except (Exception, SystemExit) as error:
-        raise ConfigError(_broken(spec, error)) from error
+        raise ConfigError(_broken(spec, error, kind)) from error
 
 
-def _broken(spec: str, error: BaseException) -> str:
-    return f"verifier '{spec}' cannot be imported: {type(error).__name__}: {clip(str(error), 300)}"
+def _broken(spec: str, error: BaseException, kind: str) -> str:
+    return f"{kind} '{spec}' cannot be imported: {type(error).__name__}: {clip(str(error), 300)}"
