@@ -49,7 +49,8 @@ def arguments_of(function: Callable[..., Any], name: str, descriptions: Mapping[
     # Fields have names of our own and the parameters' as aliases: a parameter may be called what a model's method is.
     fields: dict[str, Any] = {}
     for index, p in enumerate(parameters):
-        about = pydantic.Field(alias=p.name, description=descriptions.get(p.name))
+        said = {"description": descriptions[p.name]} if p.name in descriptions else {}
+        about: Any = pydantic.Field(alias=p.name, **said)  # type: ignore[call-overload]
         fields[f"a{index}"] = (Annotated[hints[p.name], about], ... if p.default is p.empty else p.default)
     try:
         with warnings.catch_warnings():
@@ -98,6 +99,7 @@ def _check(
     model: type[pydantic.BaseModel], names: list[str], schema: Mapping[str, Any], given: Mapping[str, Any]
 ) -> Arguments:
     try:
+        canonical_json(dict(given)).encode("utf-8")
         checked = model.model_validate(dict(given))
         plain = checked.model_dump(mode="json", by_alias=True)
         canonical_json(plain).encode("utf-8")

@@ -87,11 +87,7 @@ class Tool:
     """What it was made from, where that was a function."""
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name):
-            raise ConfigError(
-                f"a tool's name is a letter or '_' and then at most 63 letters, digits, '_', '-' or '.'; got "
-                f"{self.name!r}: give it a name, tool(name=...)"
-            )
+        _require_name(self.name)
         if self.timeout_s is not None and not self.timeout_s > 0:
             raise ConfigError(f"timeout_s of tool '{self.name}' must be above 0; got {self.timeout_s!r}")
 
@@ -157,6 +153,7 @@ def as_tool(
     if inspect.isclass(function) or not callable(function):
         raise ConfigError(f"a tool is made from a function; got {function!r}")
     called = name or getattr(function, "__name__", "") or type(function).__name__
+    _require_name(called)
     text, of_parameters = described(inspect.getdoc(function) or "")
     arguments = arguments_of(function, called, of_parameters)
     return Tool(
@@ -170,6 +167,14 @@ def as_tool(
         timeout_s=timeout_s,
         function=function,
     )
+
+
+def _require_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"a tool's name is a letter or '_' and then at most 63 letters, digits, '_', '-' or '.'; got {name!r}: give "
+            "it a name, tool(name=...)"
+        )
 
 
 def _source(function: Callable[..., Any]) -> str:
