@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,9 @@ Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Vector = npt.NDArray[np.float32]
+
+# A word's weight, the rows that have it, and how often each of them does.
+_Term = tuple[float, Rows, Rows]
 
 _SCOPE = ("agent", "user", "task", "session")
 
@@ -130,7 +133,7 @@ class Index:
         self._row[entry_id] = row
         for word, count in words.items():
             if word not in self._postings:
-                self._postings[word] = (array("i"), array("i"))
+                self._postings[word] = (array("q"), array("q"))
             rows, counts = self._postings[word]
             rows.append(row)
             counts.append(count)
@@ -220,6 +223,9 @@ class Index:
 
     def _by_id(self, rows: Rows, scores: Floats, depth: int) -> Rows:
         """The ``depth`` best rows, ties by id."""
+        if len(rows) > depth:
+            best = scores >= _floor(scores, depth)
+            rows, scores = rows[best], scores[best]
         order = sorted(range(len(rows)), key=lambda n: (-scores[n], self._ids[rows[n]]))[:depth]
         return rows[order]
 
@@ -239,10 +245,7 @@ class Index:
             rough = np.where(visible, self._vectors[:n] @ vector, np.float32(-2.0))
         # float32 rounds a dot product of unit vectors by less than D · 2^-24; twice that from both ends is safe.
         slack = 4.0 * self.dimension * 2.0**-24
-        floor = 0.0
-        if len(rough) > depth:
-            floor = max(floor, float(np.partition(rough, len(rough) - depth)[len(rough) - depth]))
-        rows = rows[rough >= floor - slack]
+        rows = rows[rough >= max(0.0, _floor(rough, depth)) - slack]
         rows = rows[visible[rows]]
         exact = self._cosines(rows, vector.astype(np.float64))
         return self._by_id(rows[exact > 0], exact[exact > 0], depth)
@@ -260,62 +263,73 @@ class _Words:
         found = []
         for word in sorted(set(words_of(query))):
             if posting := index._postings.get(word):
-                rows = np.frombuffer(posting[0], dtype=np.int32)
+                rows = np.frombuffer(posting[0], dtype=np.int64)
                 count = int(np.count_nonzero(visible[rows]))
                 if count:
-                    found.append((count, word, rows, np.frombuffer(posting[1], dtype=np.int32)))
+                    found.append((count, word, rows, np.frombuffer(posting[1], dtype=np.int64)))
         # Rarest first: what decides comes first, and the sum of an entry has one order whichever way it is taken.
         found.sort(key=lambda part: (part[0], part[1]))
-        self._terms = [
+        self._terms: list[_Term] = [
             (math.log1p((total - count + 0.5) / (count + 0.5)), rows, counts)
             for count, _, rows, counts in found[:MOST_WORDS]
         ]
 
     def best(self, depth: int) -> Rows:
-        """The ``depth`` best rows that share a word with the query. Exact (MaxScore, Turtle and Flood 1995): once an
-        entry without the words seen so far cannot come among the best any more, the others are not gathered."""
-        sums = np.zeros(len(self._visible))
+        """The ``depth`` best rows that share a word with the query. Exact (MaxScore, Turtle and Flood 1995): once what
+        the other words can add no longer lifts an entry without the words so far among the best, only those that may
+        still be among the best are looked up."""
+        # What the words from the nth on can add at most; a margin for the rounding of sums.
         left = [0.0]
         for weight, *_ in reversed(self._terms):
-            left.append(left[-1] + weight * (K1 + 1))
+            left.append(left[-1] + weight * (K1 + 1) * (1 + 1e-9))
         left.reverse()
+        sums = np.zeros(len(self._visible))
         touched: list[Rows] = []
-        for n, (weight, posted, counts) in enumerate(self._terms):
+        n = 0
+        while n < len(self._terms):
+            weight, posted, counts = self._terms[n]
+            # Asking costs about as much as gathering a posting of some length.
+            if len(posted) > len(sums) // 64 and touched and left[n] < _floor(sums[sums > 0], depth):
+                break
             seen = self._visible[posted]
-            own = posted[seen].astype(np.int64)
+            own = posted[seen]
             sums[own] += self._part(weight, own, counts[seen])
             touched.append(own)
-            if left[n + 1] < self._threshold(sums, touched, depth):
-                break
+            n += 1
         if not touched:
             return np.zeros(0, dtype=np.int64)
-        rows: Rows = np.unique(np.concatenate(touched))
-        if len(rows) > depth:
-            # What remains to be added may lift an entry by at most `rest`; the margin is for rounding.
-            rest = left[n + 1] * (1 + 1e-9)
-            floor = np.partition(sums[rows], len(rows) - depth)[len(rows) - depth]
-            rows = rows[sums[rows] + rest >= floor * (1 - 1e-9)]
-        return self._index._by_id(rows, self.scores(rows), depth)
+        rows: Rows = np.flatnonzero(sums)
+        while True:
+            rows = rows[sums[rows] + left[n] >= _floor(sums[rows], depth)]
+            if n == len(self._terms):
+                return self._index._by_id(rows, sums[rows], depth)
+            sums[rows] += self._of(self._terms[n], rows)
+            n += 1
 
-    def _threshold(self, sums: Floats, touched: Sequence[Rows], depth: int) -> float:
-        """The score that ``depth`` entries have already reached; 0 while there are fewer."""
-        reached = sums[touched[0]] if len(touched) == 1 else sums[sums > 0]
-        return float(np.partition(reached, len(reached) - depth)[len(reached) - depth]) if len(reached) > depth else 0.0
-
-    def _part(self, weight: float, rows: Rows, counts: npt.NDArray[np.int32]) -> Floats:
+    def _part(self, weight: float, rows: Rows, counts: Rows) -> Floats:
         part: Floats = weight * (K1 + 1) * counts / (counts + self._norm[rows])
         return part
 
     def scores(self, rows: Rows) -> Floats:
         """BM25 of the given rows, 0 where no word matched; each from its own counts and the visible statistics."""
         sums = np.zeros(len(rows))
-        for weight, posted, counts in self._terms:
-            # Rows are posted in the order in which they were made, so a posting is sorted.
-            at = np.searchsorted(posted, rows)
-            at[at == len(posted)] = 0
-            hit = posted[at] == rows
-            sums[hit] += self._part(weight, rows[hit], counts[at[hit]])
+        for term in self._terms:
+            sums += self._of(term, rows)
         return sums
+
+    def _of(self, term: _Term, rows: Rows) -> Floats:
+        """What one word adds to each of the given rows."""
+        weight, posted, counts = term
+        # Rows are posted in the order in which they were made, so a posting is sorted.
+        at = np.searchsorted(posted, rows)
+        at[at == len(posted)] = 0
+        found = np.where(posted[at] == rows, counts[at], 0)
+        return self._part(weight, rows, found)
+
+
+def _floor(scores: npt.NDArray[Any], depth: int) -> float:
+    """The score that ``depth`` entries reach; 0 where there are fewer."""
+    return float(np.partition(scores, len(scores) - depth)[len(scores) - depth]) if len(scores) > depth else 0.0
 
 
 def _check(query: Any, k: Any, kinds: Any, now: Any, candidates: Any) -> None:
