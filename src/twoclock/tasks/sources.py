@@ -9,6 +9,8 @@ from typing import Any
 
 from twoclock.contracts import Task
 from twoclock.errors import ConfigError, unknown_name
+from twoclock.tasks.env_task import EpisodeTask
+from twoclock.tasks.env_worlds import check_episode, check_world, episode_rules, make_world
 from twoclock.tasks.families import FamilyTask, check_family
 from twoclock.tasks.grid import GridTask, check_grid
 from twoclock.tasks.jsonl import JsonlTask
@@ -78,6 +80,7 @@ _TYPES: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     "casefold": (bool, "true or false"),
     "convention": (str, "a text"),
     "templates": (list, "a list of whole numbers"),
+    "episode": (Mapping, 'a table such as { max_steps = 30, repeats = 3, reward = "success" }'),
 }
 _COMMON = ("source", "size", "extract", "instruction", "instruction_at", "verifier", "verifier_timeout_s")
 
@@ -183,6 +186,23 @@ def _make_jsonl(name: str, spec: Spec, seed: int, base_dir: Path, verifier: Veri
     return JsonlTask(path, name=name, sizes=_sizes(spec), seed=seed, verifier=verifier, **more)
 
 
+def _make_environment(name: str, spec: Spec, seed: int, base_dir: Path, verifier: Verifier | None) -> Task:
+    world = make_world(spec["family"], spec.get("config", {}), base_dir)
+    rules = episode_rules(spec.get("episode", {}))
+    more = {key: spec[key] for key in ("instruction", "instruction_at") if key in spec}
+    return EpisodeTask(world, name=name, rules=rules, sizes=_sizes(spec), seed=seed, **more)
+
+
+def _check_environment(spec: Spec) -> list[str]:
+    problems = check_world(spec["family"], spec.get("config", {})) + check_episode(spec.get("episode", {}))
+    problems += [
+        f"'{key}' has no meaning for source 'environment': an episode is graded by its environment; leave it out"
+        for key in ("verifier", "extract")
+        if key in spec
+    ]
+    return problems
+
+
 def _check_family_spec(spec: Spec) -> list[str]:
     return check_family(
         spec["family"],
@@ -210,6 +230,12 @@ SOURCES: Mapping[str, TaskSource] = {
         required=("path",),
         check=lambda spec: [],
         make=_make_jsonl,
+    ),
+    "environment": TaskSource(
+        keys=("family", "config", "episode"),
+        required=("family",),
+        check=_check_environment,
+        make=_make_environment,
     ),
     "grid": TaskSource(
         keys=("family", "config", "templates"),
