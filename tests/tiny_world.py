@@ -107,14 +107,19 @@ def gather(
     requests = [
         Request(
             prompt=item.prompt,
-            conditioning=under,
+            conditioning=under.for_item(item),
             seeds=tuple(child_seed("gather", round, item.id, n) for n in range(each)),
         )
         for item in chosen
     ]
     groups = grade_rollouts(task, chosen, requests, policy.sample(requests, SAMPLING))
     return Evidence(
-        round=round, phase=0, task=task.name, groups=groups, conditionings={under.id: under}, sampling=SAMPLING
+        round=round,
+        phase=0,
+        task=task.name,
+        groups=groups,
+        conditionings={r.conditioning.id: r.conditioning for r in requests},
+        sampling=SAMPLING,
     )
 
 

@@ -131,7 +131,8 @@ class Bench:
     def write(self, prompt: str, *, max_new_tokens: int, seed: int) -> Completion:
         if self.rollouts_left is not None and self.rollouts_left < 1:
             raise BudgetError(f"one rollout was asked for and none is left of {self._budget.rollouts}")
-        request = Request(prompt=prompt, conditioning=self._others, seeds=(child_seed("bench-write", seed),))
+        told = self._others.for_item(Item(id="free", prompt=prompt))
+        request = Request(prompt=prompt, conditioning=told, seeds=(child_seed("bench-write", seed),))
         sampling = replace(self._sampling, max_new_tokens=max_new_tokens, stop=())
         self._require_tokens([request], sampling)
         completions = self._policy.sample([request], sampling)

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 from twoclock.allocate import GateConfig, build_allocator, gate_for
 from twoclock.bench import Bench
 from twoclock.config import RunConfig, from_plain, overridden
-from twoclock.contracts import Allocator, Channel, Gate, LoopObserver, Policy, Reflector, Task, Workbench
+from twoclock.contracts import (
+    Allocator,
+    Channel,
+    Gate,
+    LoopObserver,
+    Policy,
+    Reflector,
+    Remembering,
+    Task,
+    Workbench,
+)
 from twoclock.errors import ConfigError, MissingExtraError, TwoclockError, unknown_name
 from twoclock.evaluation import CELLS, EvaluationSettings, Evaluator, conditioning_of, conditionings_of
 from twoclock.fast import build_fast, fast_names
@@ -194,7 +204,9 @@ class Session:
         parts = self.parts
         meter = self._drift_meter()
         gates: dict[str, Gate] = {
-            name: gate_for(channel.timescale, parts.gate_config, drift_meter=meter)
+            name: gate_for(
+                channel.timescale, parts.gate_config, drift_meter=meter, remembers=isinstance(channel, Remembering)
+            )
             for name, channel in parts.channels.items()
         }
         return Loop(

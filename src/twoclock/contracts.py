@@ -35,6 +35,8 @@ from twoclock.types import (
 if TYPE_CHECKING:
     import torch
 
+    from twoclock.memory.bank import Bank
+
 __all__ = [
     "Allocator",
     "Channel",
@@ -43,6 +45,7 @@ __all__ = [
     "Policy",
     "Population",
     "Reflector",
+    "Remembering",
     "SequenceStats",
     "Task",
     "TaskStream",
@@ -307,6 +310,20 @@ class Population(Protocol):
 
     def alternatives(self, state: Any, task: str, count: int, seed: int) -> tuple[Conditioning, ...]:
         """Up to ``count`` distinct conditionings to roll out under, the deployed one first."""
+        ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """An optional ability of a fast channel: its state holds a bank of entries, each of which is credited while it is
+    used. Its proposals need no trial, and people can look through its entries and change them."""
+
+    def bank(self, state: Any) -> Bank:
+        """The entries of a state."""
+        ...
+
+    def with_bank(self, state: Any, bank: Bank) -> Any:
+        """The state with another bank."""
         ...
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 from twoclock.bench import Bench
@@ -251,17 +252,19 @@ class Loop:
         self.observer.committed(number, metrics, snapshot)
 
     def _conditionings(self, number: int, task: str) -> list[Conditioning]:
-        """The joint conditionings of a round's groups: the deployed one, then alternatives of one fast channel."""
+        """The joint conditionings of a round's groups: the deployed one, then alternatives, each of one fast channel;
+        channels that have some take turns."""
         count = self.rollouts.prompts_per_item
         if self.rollouts.under == "none":
             return [conditioning_of(self.channels, self.states, task, ("live", "none"))]
         deployed = conditioning_of(self.channels, self.states, task)
-        joint = [deployed]
+        offered: list[list[Conditioning]] = []
         for name, channel in self.channels.items():
             if count > 1 and isinstance(channel, Population):
                 seed = child_seed("alternatives", self.seed, number, name)
-                offered = channel.alternatives(self.states[name], task, count, seed)
-                joint += [self._joined(name, task, c) for c in offered]
+                found = channel.alternatives(self.states[name], task, count, seed)
+                offered.append([self._joined(name, task, c) for c in found])
+        joint = [deployed, *(c for row in zip_longest(*offered) for c in row if c is not None)]
         distinct = list({c.id: c for c in joint}.values())[:count]
         # Where there are fewer than asked for, the first ones get a second share: a group is always whole.
         return [distinct[i % len(distinct)] for i in range(count)]

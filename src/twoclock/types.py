@@ -170,7 +170,10 @@ class Conditioning:
         return self == Conditioning()
 
     def told(self, prompt: str) -> str:
-        """The user's turn: the notes, then the prompt."""
+        """The user's turn: the notes, then the prompt. Raises ValueError while memory is yet to be asked: what it says
+        would be left out without a word."""
+        if self.recall:
+            raise ValueError("this conditioning's memory was not asked: use conditioning.for_item(item)")
         return "\n\n".join([*self.notes, prompt])
 
     def for_item(self, item: Item) -> Conditioning:

@@ -17,7 +17,7 @@ from twoclock.contracts import Channel, Task
 from twoclock.hashing import content_hash
 from twoclock.models.mounting import Mounting
 from twoclock.models.plain import plain_logits
-from twoclock.types import Budget, Completion, Conditioning, Proposal, Request, Sampling
+from twoclock.types import Budget, Completion, Conditioning, Item, Proposal, Request, Sampling
 
 PROBES = ("Which number is the largest: 12, 40?", "2 + 2 = ?")
 
@@ -28,7 +28,12 @@ def logits(policy: Any, conditioning: Conditioning) -> list[torch.Tensor]:
     linears = {n: m for n, m in policy.model.named_modules() if isinstance(m, torch.nn.Linear)}
     mount = Mounting(policy.model, linears)
     with mount(conditioning.delta.payload if conditioning.delta else None):
-        return [plain_logits(policy.model, policy.render(probe, conditioning)) for probe in PROBES]
+        return [plain_logits(policy.model, policy.render(probe, asked(conditioning, probe))) for probe in PROBES]
+
+
+def asked(conditioning: Conditioning, probe: str) -> Conditioning:
+    """With what memory says of the probe."""
+    return conditioning.for_item(Item(id="probe", prompt=probe))
 
 
 def same_bits(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
@@ -37,7 +42,8 @@ def same_bits(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> boo
 
 def answers(policy: Any, conditioning: Conditioning) -> list[tuple[Completion, ...]]:
     """Sampled answers, with their log-probabilities, by the road that a run takes."""
-    return list(policy.sample([Request(prompt=p, conditioning=conditioning, seeds=(1, 2)) for p in PROBES], SAMPLING))
+    requests = [Request(prompt=p, conditioning=asked(conditioning, p), seeds=(1, 2)) for p in PROBES]
+    return list(policy.sample(requests, SAMPLING))
 
 
 def model_bits(policy: Any) -> str:

@@ -56,10 +56,13 @@ def build_allocator(name: str, options: Mapping[str, Any]) -> Allocator:
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig:
-    """Which gate judges which clock, and the paired trial's size."""
+    """Which gate judges which channels, and the paired trial's size."""
 
     fast: Literal["paired", "drift", "accept"] = "paired"
     slow: Literal["paired", "drift", "accept"] = "drift"
+    memory: Literal["paired", "drift", "accept"] = "accept"
+    """Fast channels that remember: what each of their entries is worth is measured while it is used, which is cheaper
+    and goes on for longer than a trial."""
     trial_items: int = 48
     """Fresh items of the trial split that both sides answer."""
     trial_samples: int = 1
@@ -69,7 +72,7 @@ class GateConfig:
 
     def __post_init__(self) -> None:
         problems = []
-        for clock in ("fast", "slow"):
+        for clock in ("fast", "slow", "memory"):
             if getattr(self, clock) not in GATES:
                 problems.append(unknown_name("gate", getattr(self, clock), GATES))
         if self.trial_samples < 1:
@@ -82,10 +85,17 @@ class GateConfig:
             raise ConfigError(problems)
 
 
-def gate_for(timescale: Timescale, config: GateConfig | None = None, *, drift_meter: DriftMeter | None = None) -> Gate:
-    """The gate that judges proposals of a clock."""
+def gate_for(
+    timescale: Timescale,
+    config: GateConfig | None = None,
+    *,
+    drift_meter: DriftMeter | None = None,
+    remembers: bool = False,
+) -> Gate:
+    """The gate that judges proposals of a clock; of a fast channel that remembers where ``remembers``."""
     config = config or GateConfig()
-    name = config.fast if timescale is Timescale.FAST else config.slow
+    fast = config.memory if remembers else config.fast
+    name = fast if timescale is Timescale.FAST else config.slow
     if name == "paired":
         return PairedTrialGate(trial_items=config.trial_items, samples=config.trial_samples, alpha=config.alpha)
     return DriftGate(meter=drift_meter) if name == "drift" else AcceptGate()

@@ -131,11 +131,15 @@ def trial_drift(bench: Workbench, offered: Conditioning, seed: int, *, prompts: 
     model = bench.trainable()
 
     def kl(place: int, p: Conditioning, q: Conditioning) -> float:
-        pairs = [(g.item.prompt, g.rollouts[place].completion.tokens) for g in groups]
-        pairs = [(prompt, tokens) for prompt, tokens in pairs if tokens]  # an empty answer has no position to measure
+        pairs = [(g.item, g.rollouts[place].completion.tokens) for g in groups]
+        pairs = [(item, tokens) for item, tokens in pairs if tokens]  # an empty answer has no position to measure
         if not pairs:
             raise NumericsError("every sampled answer was empty: there is nothing to measure drift on")
-        values = model.exact_kl([prompt for prompt, _ in pairs], [tokens for _, tokens in pairs], p, q)
+        if p.recall or q.recall:  # memory says something else of each item
+            rows = [model.exact_kl([i.prompt], [t], p.for_item(i), q.for_item(i)) for i, t in pairs]
+            values = [value for row in rows for value in row]
+        else:
+            values = model.exact_kl([item.prompt for item, _ in pairs], [tokens for _, tokens in pairs], p, q)
         return math.fsum(values) / len(values)
 
     return kl(0, live, base), kl(1, base, live)

@@ -142,7 +142,8 @@ class Talk:
         weights = "trained weights" if learned.delta else "base weights"
         told = learned.system is not None or learned.exemplars
         prompt = f"the prompt learned for {self.task}" if told else "no learned prompt"
-        return f"talking: {weights}, {prompt}"
+        memory = ", with what memory finds" if learned.recall or learned.notes else ""
+        return f"talking: {weights}, {prompt}{memory}"
 
     def _change_task(self, name: str) -> None:
         known = self.session.parts.tasks
@@ -159,10 +160,11 @@ class Talk:
 
     def _answer(self, message: str) -> None:
         from twoclock.seeding import child_seed
-        from twoclock.types import Conditioning, Request
+        from twoclock.types import Conditioning, Item, Request
 
-        self._make_room(message)
-        told = self._learned().join(Conditioning(exemplars=self.turns))
+        learned = self._learned().for_item(Item(id="chat", prompt=message))
+        self._make_room(message, learned)
+        told = learned.join(Conditioning(exemplars=self.turns))
         seeds = (child_seed("chat", self.seed, self.count),)
         completion = self.session.policy.sample(
             [Request(prompt=message, conditioning=told, seeds=seeds)], self.sampling
@@ -177,14 +179,14 @@ class Talk:
             say(f"(cut after {self.sampling.max_new_tokens} tokens; --max-tokens allows more)")
         self.turns = (*self.turns, (message, completion.text))
 
-    def _make_room(self, message: str) -> None:
+    def _make_room(self, message: str, learned: Conditioning) -> None:
         """Drops the oldest turns while message and answer do not fit the model's context."""
         from twoclock.contracts import Trainable
 
         policy = self.session.policy
         if not isinstance(policy, Trainable):
             return
-        learned, dropped = self._learned(), 0
+        dropped = 0
         room = policy.card.context_tokens - self.sampling.max_new_tokens
         while (
             self.turns

@@ -21,8 +21,10 @@ __all__ = ["ENTRY_POINTS", "FAST_CHANNELS", "FastSpec", "build_fast", "fast_name
 ENTRY_POINTS = "twoclock.channels"
 
 FAST_CHANNELS: dict[str, str] = {
+    "cases": "twoclock.fast.memory.cases:SPEC",
     "null": "twoclock.fast.null:SPEC",
     "prompts": "twoclock.fast.prompts:SPEC",
+    "reflections": "twoclock.fast.memory.reflections:SPEC",
 }
 
 
