@@ -1,16 +1,18 @@
 """The neural memory, a chunk at a time: the same function as the reference in batched matrix products.
 
-Inside a chunk every gradient is an outer product a_iᵀ e_i at the chunk's first weights, so a layer's read of M_t needs no
-weights of its own for each token:
+Inside a chunk every gradient is an outer product a_iᵀ e_i at the chunk's first weights, so a layer's read of M_t
+needs no weights of its own for each token:
 
     B_t M_t = β_t (B M_0)_t + f_t (B S_0)_t - [(B Aᵀ ⊙ G) E]_t
 
-an attention within the chunk whose mask G holds the gates; at the end M_C = β_C M_0 + f_C S_0 - Aᵀ diag(G(C,·)) E, and S_C
-likewise (the closed form of equations 13-18 of Behrouz, Zhong and Mirrokni, "Titans", arXiv:2501.00663, with momentum and
-gates of every token; :mod:`twoclock.nn.neural_memory_coefficients` has β, f and G). All rows and heads go together, all
-that does not depend on the weights is computed for many chunks at once, and only chunks follow one another.
+an attention within the chunk whose mask G holds the gates; at the end M_C = β_C M_0 + f_C S_0 - Aᵀ diag(G(C,·)) E,
+and S_C likewise (the closed form of equations 13-18 of Behrouz, Zhong and Mirrokni, "Titans", arXiv:2501.00663, with
+momentum and gates of every token; :mod:`twoclock.nn.neural_memory_coefficients` has β, f and G). All rows and heads
+go together, all that does not depend on the weights is computed for many chunks at once, and only chunks follow one
+another.
 
-A piece may begin and end inside a chunk, in each row elsewhere; the state remembers the weights its gradients belong to.
+A piece may begin and end inside a chunk, in each row elsewhere; the state remembers the weights its gradients belong
+to.
 
 Legend: B rows, H heads, T tokens, D width, C chunk length, N = B·H memories, c tokens of a frame.
 """
@@ -26,6 +28,7 @@ from twoclock.nn.neural_memory_coefficients import Coefficients, coefficients, r
 from twoclock.nn.neural_memory_inputs import MemoryStep, Tokens, checked, checked_gain
 from twoclock.nn.neural_memory_layout import Frame, Layout, lay_out, runs
 from twoclock.nn.neural_memory_net import KeyPass, activate, apply_network, finish, key_pass
+from twoclock.nn.neural_memory_products import Ends, read_layer, write_layer
 from twoclock.nn.neural_memory_spec import Gates, MemorySpec
 from twoclock.nn.neural_memory_state import MemoryState
 
@@ -50,10 +53,11 @@ def memory_step(
 ) -> MemoryStep:
     """Writes a piece of text into a memory and reads it on the way.
 
-    ``keys``, ``values``, ``queries`` [B, H, T, D] (queries None: write only) and ``gates`` [B, H, T] in any float type;
-    all is computed in the state's. ``mask`` [B, T] is True at tokens: what is not changes nothing, whatever it holds.
-    ``gain`` [H, D] is the gain of a memory with ``spec.norm``. Any cut of a text into pieces gives what the whole gives.
-    Gradients flow to everything, the given state too. Raises ConfigError for what does not fit the state.
+    ``keys``, ``values``, ``queries`` [B, H, T, D] (queries None: write only) and ``gates`` [B, H, T] in any float
+    type; all is computed in the state's. ``mask`` [B, T] is True at tokens: what is not changes nothing, whatever it
+    holds. ``gain`` [H, D] is the gain of a memory with ``spec.norm``. Any cut of a text into pieces gives what the
+    whole gives. Gradients flow to everything, the given state too. Raises ConfigError for what does not fit the
+    state.
     """
     with torch.autocast(state.device.type, enabled=False):
         tokens = checked(state, keys, values, queries, gates, mask, gain)
@@ -99,19 +103,15 @@ class _Piece:
     k: torch.Tensor
     v: torch.Tensor
     q: torch.Tensor | None
-    at_read: Coefficients
-    beta_end: torch.Tensor
-    carried_end: torch.Tensor | None
-    mu_end: torch.Tensor | None
-    table_end: torch.Tensor
-    surprise_end: torch.Tensor | None
+    at: Coefficients
+    ends: Ends
 
 
 def _through(state: MemoryState, tokens: Tokens, layout: Layout, telemetry: bool) -> MemoryStep:
     spec, heads = state.spec, state.spec.heads
     laid = _laid(tokens, layout)
     gain = None if tokens.gain is None else tokens.gain.expand(state.rows, *tokens.gain.shape).flatten(0, 1)
-    now = _Values(*(tuple(w.flatten(0, 1) for w in part) for part in (state.weights, state.surprise, state.base)))
+    now = _Values(_joined(state.weights), _joined(state.surprise), _joined(state.base))
     reads, losses, norms = [], [], []
     for frames in runs(layout.frames, PREPARED_TOKENS):
         for frame, piece in zip(frames, _prepared(laid, frames, spec), strict=True):
@@ -125,7 +125,9 @@ def _through(state: MemoryState, tokens: Tokens, layout: Layout, telemetry: bool
     written = state.written + layout.counts
     after = MemoryState(
         spec,
-        *(tuple(w.unflatten(0, (-1, heads)) for w in part) for part in (now.weights, now.surprise, now.base)),
+        _by_head(now.weights, heads),
+        _by_head(now.surprise, heads),
+        _by_head(now.base, heads),
         state.tails,
         written,
     ).settled()
@@ -137,14 +139,24 @@ def _through(state: MemoryState, tokens: Tokens, layout: Layout, telemetry: bool
     )
 
 
+def _joined(part: Weights) -> Weights:
+    """[B, H, ...] -> [N, ...]."""
+    return tuple(w.flatten(0, 1) for w in part)
+
+
+def _by_head(part: Weights, heads: int) -> Weights:
+    """[N, ...] -> [B, H, ...]."""
+    return tuple(w.view(-1, heads, *w.shape[1:]) for w in part)
+
+
 def _frame(
     now: _Values, piece: _Piece, frame: Frame, spec: MemorySpec, gain: torch.Tensor | None, telemetry: bool
 ) -> tuple[_Values, KeyPass, torch.Tensor | None]:
     """The values after a frame, what its keys found, and what its queries read [N, c, D]."""
     start = now.weights if frame.fresh else now.base
     found = key_pass(start, piece.k, piece.v, spec, gain, want_norms=telemetry)
-    read = None if piece.q is None else finish(_read(now, piece.q, found, piece.at_read, spec), piece.q, spec, gain)
-    after = _written(now, found, piece)
+    read = None if piece.q is None else finish(_read(now, piece.q, found, piece.at, spec), piece.q, spec, gain)
+    after = _written(now, found, piece.ends)
     return _closed(now, after, start, frame, spec.heads), found, read
 
 
@@ -153,34 +165,19 @@ def _read(now: _Values, q: torch.Tensor, found: KeyPass, at: Coefficients, spec:
     b = q
     for n, weight in enumerate(now.weights):
         b = b if n == 0 else activate(b, spec.activation)
-        seen = torch.bmm(found.inputs[n], b.transpose(1, 2)) * at.table
-        # Scaling the thin side lets every product add to the one before.
-        z = torch.bmm(b * at.beta.unsqueeze(-1), weight)
-        if at.carried is not None:
-            z = z.baddbmm_(b * at.carried.unsqueeze(-1), now.surprise[n])
-        b = z.baddbmm_(seen.transpose(1, 2), found.errors[n], alpha=-1)
+        surprise = now.surprise[n] if spec.momentum else None
+        b = read_layer(b, found.inputs[n], found.errors[n], weight, surprise, at.beta, at.carried, at.table)
     return b
 
 
-def _written(now: _Values, found: KeyPass, piece: _Piece) -> _Values:
+def _written(now: _Values, found: KeyPass, ends: Ends) -> _Values:
     """M and S at the end of the frame; the base as it was."""
-    weights, surprise = [], []
-    for n, weight in enumerate(now.weights):
-        a, e = found.inputs[n], found.errors[n]
-        new = weight * piece.beta_end
-        if piece.carried_end is not None and piece.mu_end is not None and piece.surprise_end is not None:
-            old = now.surprise[n]
-            new = new.addcmul_(old, piece.carried_end)
-            surprise.append((old * piece.mu_end).baddbmm_(*_weighed(a, e, piece.surprise_end), alpha=-1))
-        weights.append(new.baddbmm_(*_weighed(a, e, piece.table_end), alpha=-1))
-    return _Values(tuple(weights), tuple(surprise), now.base)
-
-
-def _weighed(a: torch.Tensor, e: torch.Tensor, by: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(aᵀ, e) with the tokens weighed on whichever side is thinner."""
-    if a.shape[-1] <= e.shape[-1]:
-        return (a * by).transpose(1, 2), e
-    return a.transpose(1, 2), e * by
+    olds = now.surprise or [None] * len(now.weights)
+    pairs = [
+        write_layer(a, e, weight, old, ends)
+        for a, e, weight, old in zip(found.inputs, found.errors, now.weights, olds, strict=True)
+    ]
+    return _Values(tuple(new for new, _ in pairs), tuple(left for _, left in pairs if left is not None), now.base)
 
 
 def _closed(now: _Values, after: _Values, start: Weights, frame: Frame, heads: int) -> _Values:
@@ -236,7 +233,7 @@ def _prepared(tokens: Tokens, frames: Sequence[Frame], spec: MemorySpec) -> list
     start, stop, width = frames[0].start, frames[-1].stop, frames[0].width
 
     def cut(x: torch.Tensor) -> torch.Tensor:
-        return x[:, :, start:stop].flatten(0, 1).unflatten(1, (len(frames), width))
+        return x[:, :, start:stop].reshape(-1, len(frames), width, *x.shape[3:])
 
     found = coefficients(
         cut(tokens.rate),
@@ -246,23 +243,24 @@ def _prepared(tokens: Tokens, frames: Sequence[Frame], spec: MemorySpec) -> list
     )
     at_read = found if spec.read == "after" else read_before(found)
     # One unbind for all frames: taking them one by one would cost a gradient of the whole length for each.
+    count = len(frames)
     parts = zip(
         cut(tokens.k).unbind(1),
         cut(tokens.v).unbind(1),
-        _apart(None if tokens.q is None else cut(tokens.q), len(frames)),
-        at_read.beta.unbind(1),
-        _apart(at_read.carried, len(frames)),
+        _apart(None if tokens.q is None else cut(tokens.q), count),
+        at_read.beta.unsqueeze(-1).unbind(1),
+        _apart(None if at_read.carried is None else at_read.carried.unsqueeze(-1), count),
         at_read.table.unbind(1),
         found.beta[..., -1, None, None].unbind(1),
-        _apart(None if found.carried is None else found.carried[..., -1, None, None], len(frames)),
-        _apart(None if found.mu_end is None else found.mu_end[..., None, None], len(frames)),
         found.table[..., -1].unsqueeze(-1).unbind(1),
-        _apart(None if found.surprise_end is None else found.surprise_end.unsqueeze(-1), len(frames)),
+        _apart(None if found.carried is None else found.carried[..., -1, None, None], count),
+        _apart(None if found.mu_end is None else found.mu_end[..., None, None], count),
+        _apart(None if found.surprise_end is None else found.surprise_end.unsqueeze(-1), count),
         strict=True,
     )
     return [
-        _Piece(k, v, q, Coefficients(beta, carried, table, None, None), *ends)
-        for k, v, q, beta, carried, table, *ends in parts
+        _Piece(k, v, q, Coefficients(beta, carried, table, None, None), (beta_end, g, f, mu, n))
+        for k, v, q, beta, carried, table, beta_end, g, f, mu, n in parts
     ]
 
 
@@ -280,7 +278,8 @@ def _live(frames: Sequence[Frame], heads: int, device: torch.device) -> torch.Te
 
 def _in_place(parts: Sequence[torch.Tensor], tokens: Tokens, layout: Layout, heads: int) -> torch.Tensor:
     """The frames' results [N, c, ...] at their tokens [B, H, T, ...]; 0 at what is no token."""
-    joined = torch.cat(list(parts), dim=1).unflatten(0, (-1, heads))
+    flat = torch.cat(list(parts), dim=1)
+    joined = flat.view(-1, heads, *flat.shape[1:])
     if layout.index is None:
         return joined
     flat = joined if joined.ndim == 4 else joined.unsqueeze(-1)

@@ -5,8 +5,9 @@ With N(t,i) = θ_i Π_{m=i+1..t} η_m, Γ(t,j) = Π_{m=j+1..t} (1 - α_m), β_t 
     S_t = μ_t S_0 - Σ_{i≤t} N(t,i) u_i
     M_t = β_t M_0 + f_t S_0 - Σ_{i≤t} G(t,i) u_i,     G = Γ N,   f_t = Σ_{j≤t} Γ(t,j) μ_j
 
-Products are running products of the gates themselves, not exponentials of summed logarithms nor quotients: exact where a
-gate is 0 or 1, with nothing to overflow. A place without a token has θ = 0, η = 1, α = 0 and no S added: M and S pass.
+Products are running products of the gates themselves, not exponentials of summed logarithms nor quotients: exact
+where a gate is 0 or 1, with nothing to overflow. A place without a token has θ = 0, η = 1, α = 0 and no S added: M
+and S pass.
 
 Legend: N memories, n chunks, c tokens of each; tables over (token written i, token reading t) are stored [i, t].
 """

@@ -74,8 +74,8 @@ def checked(
             continue
         if tuple(given.shape) != shape:
             problems.append(
-                f"{name} are [B, H, T, D] = {list(shape)} for a state of {state.rows} rows, {spec.heads} heads of width "
-                f"{spec.width}; got {list(given.shape)}"
+                f"{name} are [B, H, T, D] = {list(shape)} for a state of {state.rows} rows, {spec.heads} heads of "
+                f"width {spec.width}; got {list(given.shape)}"
             )
         if not given.is_floating_point():
             problems.append(f"{name} are floating-point numbers; got {given.dtype}")

@@ -50,8 +50,10 @@ def lay_out(position: torch.Tensor, mask: torch.Tensor | None, length: int, chun
     live = None if mask is None or bool(mask.all()) else mask.cpu()
     counts = torch.full_like(position, length) if live is None else live.sum(1)
     starts = sorted(set(position.tolist()))
-    if live is None and len(starts) <= 1:
-        return Layout(tuple(_even_frames(starts[0] if starts else 0, length, chunk)), None, counts)
+    if not starts:
+        return Layout((), None, counts)
+    if live is None and len(starts) == 1:
+        return Layout(tuple(_even_frames(starts[0], length, chunk)), None, counts)
     return _uneven(position, live, length, chunk, counts)
 
 
@@ -67,7 +69,7 @@ def _uneven(position: torch.Tensor, live: torch.Tensor | None, length: int, chun
     """Frame j holds the tokens of each row's (j+1)-th chunk, moved to the front of the frame."""
     ends = position + counts
     frames, columns, start = [], [], 0
-    for j in range(int((ends.max() + chunk - 1) // chunk) if len(ends) else 0):
+    for j in range(int((ends.max() + chunk - 1) // chunk)):
         begin = torch.clamp(position, max=chunk) if j == 0 else torch.zeros_like(position)
         held = (torch.clamp(ends - j * chunk, max=chunk) - begin).clamp(min=0)
         width = int(held.max())

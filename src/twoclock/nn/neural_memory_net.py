@@ -2,7 +2,8 @@
 
 With rows a_0 = k, z_l = a_{l-1} W_l, a_l = σ(z_l), f = z_L and M(k) = f, or k + f, or with a layer norm of f:
 
-    r = ∂ℓ/∂M(k) = 2 (M(k) - v),   e_L = r (through the norm),   e_l = (e_{l+1} W_{l+1}ᵀ) ⊙ σ'(z_l),   ∂ℓ/∂W_l = a_{l-1}ᵀ e_l
+    r = ∂ℓ/∂M(k) = 2 (M(k) - v),   e_L = r (through the norm),   e_l = (e_{l+1} W_{l+1}ᵀ) ⊙ σ'(z_l),   ∂ℓ/∂W_l =
+    a_{l-1}ᵀ e_l
 
 so that a token's gradient is an outer product a layer, which is what the chunk form lives on. Written out, it needs no
 autograd of its own, works where gradients are off, and an outer gradient through it is exact.

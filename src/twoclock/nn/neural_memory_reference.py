@@ -1,7 +1,7 @@
 """The neural memory token by token: slow, and as close to the paper's equations as code can be.
 
-For each token (Behrouz, Zhong and Mirrokni, "Titans", arXiv:2501.00663, equations 8-18), with M' the weights at which the
-token's chunk of C began:
+For each token (Behrouz, Zhong and Mirrokni, "Titans", arXiv:2501.00663, equations 8-18), with M' the weights at which
+the token's chunk of C began:
 
     u_t = ∇_M ‖M'(k_t) - v_t‖²
     S_t = η_t S_{t-1} - θ_t u_t

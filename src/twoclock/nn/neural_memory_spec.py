@@ -1,9 +1,9 @@
 """What a neural memory is: the description that its states, parameters and kernels share, and the record of its gates.
 
 A memory of one head is a small network M that is trained while it reads (Behrouz, Zhong and Mirrokni, "Titans",
-arXiv:2501.00663, equations 8-15). Everything that changes what the same text does to it stands in :class:`MemorySpec`,
-the chunk length too: gradients are taken at the weights with which a chunk began, so another length is another function,
-and a state is only valid under the spec that it was written with.
+arXiv:2501.00663, equations 8-15). Everything that changes what the same text does to it stands in
+:class:`MemorySpec`, the chunk length too: gradients are taken at the weights with which a chunk began, so another
+length is another function, and a state is only valid under the spec that it was written with.
 
 Legend: B rows, H heads, T tokens, D width of keys, values and queries, C chunk length, L layers of the memory.
 """
@@ -48,7 +48,7 @@ class MemorySpec:
     read: ReadAt = "after"
     """Token t reads the memory after its own write (M_t) or before it (M_{t-1})."""
     clip: float | None = None
-    """A token's gradient is scaled down to this norm, over all layers of its head; None leaves it, as the paper does."""
+    """A token's gradient is scaled down to this norm, over all layers of its head; None: as it is, like the paper."""
     conv: int = 4
     """Width of the causal convolution of keys, values and queries; 1 is none."""
     max_rate: float = 0.1

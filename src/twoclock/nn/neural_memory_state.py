@@ -217,8 +217,11 @@ def _assembled(spec: MemorySpec, tensors: Mapping[str, torch.Tensor]) -> MemoryS
     bases = [f"base.{n}" for n in range(spec.depth)]
     if is_open and (missing := [n for n in bases if n not in tensors]):
         raise DataError(f"a row stands inside a chunk of {spec.chunk}, so {', '.join(missing)} must be saved too")
-    expected = {f"{kind}.{n}": s for kind in ("weights", "surprise", "base") for n, s in enumerate(spec.shapes)}
-    shapes = {name: (rows, spec.heads, *shape) for name, shape in expected.items()}
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{kind}.{n}": (rows, spec.heads, *shape)
+        for kind in ("weights", "surprise", "base")
+        for n, shape in enumerate(spec.shapes)
+    }
     shapes["tails"] = (rows, spec.conv - 1, 3 * spec.heads * spec.width)
     dtype = tensors["weights.0"].dtype
     wrong = [
