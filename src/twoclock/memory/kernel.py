@@ -1,0 +1,298 @@
+"""Learned retrieval without weights: what a case is worth here is what it earned in situations like this one.
+
+For each case c the episodic store 𝒟_c holds situations s_i with what was earned when c was shown in them, and
+
+    Q(s,c) = (n₀·prior(s,c) + Σ_i w_i k(s,s_i) Q_i) / (n₀ + Σ_i w_i k(s,s_i)),     k(s,s_i) = exp(−(1 − cos(s,s_i))/h)
+
+(Memento, arXiv:2508.16153, section 2.3, after neural episodic control, Pritzel et al., 2017), with the target
+
+    r − baseline + γ·α log Σ_c' exp(Q(s',c')/α),        γ = 0 by default: one decision an episode, a contextual bandit.
+
+Where we depart: the paper divides by Σ k alone, which says as much after one remote outcome as after a hundred near
+ones; we add a prior of weight n₀ (n₀ = 0 gives the paper's), the mean of all targets, tilted by similarity. θ of k_θ is
+one bandwidth h, chosen from a grid by the leave-one-out squared error of Q, which is the paper's loss with gradient
+steps and target network replaced by an exact search in one dimension. A situation that comes again moves its Q_i by
+η(target − Q_i), η = 1/(visits + 1) by default: the mean.
+
+Every case that was shown gets the episode's whole outcome. Under exploration the shares of the others average out;
+without it cases that are always shown together keep equal values, which is all that the data say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twoclock.errors import StoreError
+from twoclock.memory.arrays import frozen, pack, unpack
+from twoclock.memory.learned import Floats, nearness, require_settings, same_encoder
+from twoclock.memory.records import Hit
+from twoclock.memory.retrieval import Candidate, Chosen, Outcome, Selection, Vector, candidates_of, nearest, query_of
+from twoclock.memory.softmax import soft_value
+
+__all__ = ["BANDWIDTHS", "KernelRetriever", "KernelState", "kernel", "kernel_value"]
+
+# M stored outcomes, U distinct situations, D dimensions, N candidates.
+BANDWIDTHS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+"""h is one of these where it is fitted: with h = .1, a cosine of .9 counts for e⁻¹ of the same situation."""
+_FITTED_ON = 512
+_LARGEST_WEIGHT = 20.0
+
+
+def kernel(similarities: npt.ArrayLike, bandwidth: float) -> Floats:
+    """k = exp(−(1 − cos)/h), a Gaussian of the distance of unit vectors; 1 at the same situation."""
+    return np.asarray(np.exp(np.minimum(np.asarray(similarities, dtype=np.float64) - 1.0, 0.0) / bandwidth))
+
+
+def kernel_value(weights: npt.ArrayLike, values: npt.ArrayLike, prior: float, prior_weight: float) -> float:
+    """(n₀·prior + Σ w Q) / (n₀ + Σ w); the prior where all weights are 0."""
+    w, q = np.asarray(weights, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    total = prior_weight + float(w.sum())
+    return (prior_weight * prior + float(w @ q)) / total if total > 0.0 else prior
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KernelState:
+    """What was earned, by case and situation, oldest first. A value."""
+
+    encoder: str
+    seed: int
+    bandwidth: float
+    situations: Vector
+    """[U, D]."""
+    ids: tuple[str, ...] = ()
+    """The entries that ``entry`` numbers."""
+    situation: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    """[M] rows of ``situations``."""
+    entry: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    """[M] places in ``ids``."""
+    value: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """[M] Q_i."""
+    visits: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    """[M] how many outcomes Q_i is of."""
+    weight: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """[M] the sum of their weights."""
+    outcomes: int = 0
+    """Episodes learned from, also those whose outcomes were dropped since."""
+    targets: int = 0
+    mean: float = 0.0
+    """Of all targets."""
+
+    @cached_property
+    def rows(self) -> dict[str, np.ndarray]:
+        """The stored outcomes of each entry, oldest first."""
+        order = np.argsort(self.entry, kind="stable")
+        cuts = np.searchsorted(self.entry[order], np.arange(1, len(self.ids)))
+        return dict(zip(self.ids, np.split(order, cuts), strict=True)) if self.ids else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelRetriever:
+    """Kernel-weighted soft Q over outcomes; see the module. A final :class:`~twoclock.memory.retrieval.Retriever`."""
+
+    encoder: str
+    """The id of the encoder whose vectors it is given."""
+    dimension: int
+    selection: Selection = field(default_factory=Selection)
+    bandwidth: float | None = None
+    """h; None fits it every ``fit_every`` episodes, from 0.1."""
+    fit_every: int = 64
+    prior_weight: float = 1.0
+    """n₀: how many outcomes in this very situation the prior counts for."""
+    tilt: float = 1.0
+    """How much lower the prior is for each unit of similarity below the nearest candidate."""
+    discount: float = 0.0
+    """γ."""
+    step: float | None = None
+    """η; None is the mean."""
+    by_propensity: bool = False
+    """Weight an outcome by 1/propensity, at most 20: then Q is of the case among companions chosen uniformly."""
+    least_evidence: float = 0.5
+    """Where all candidates together have fewer outcomes near this situation, the search's order stands."""
+    capacity: int = 4096
+    """Stored outcomes at most; the oldest go first."""
+    per_entry: int = 64
+    name: str = "kernel"
+
+    def __post_init__(self) -> None:
+        require_settings(
+            self,
+            dimension=(1, None),
+            fit_every=(1, None),
+            prior_weight=(0, None),
+            tilt=(0, None),
+            discount=(0, 1),
+            least_evidence=(0, None),
+            capacity=(1, None),
+            per_entry=(1, None),
+            **({} if self.step is None else {"step": (0, 1)}),
+            **({} if self.bandwidth is None else {"bandwidth": (1e-6, None)}),
+        )
+
+    def init(self, seed: int) -> KernelState:
+        empty = frozen(np.zeros((0, self.dimension), np.float32))
+        return KernelState(encoder=self.encoder, seed=seed, bandwidth=self.bandwidth or 0.1, situations=empty)
+
+    # ------------------------------------------------------------------------------------------------------ reading
+
+    def choose(
+        self,
+        state: KernelState,
+        query: Vector | None,
+        hits: Sequence[Hit],
+        k: int,
+        seed: int,
+        *,
+        vectors: npt.ArrayLike | None = None,
+    ) -> Chosen:
+        same_encoder(state.encoder, self.encoder)
+        situation = query_of(query, self.dimension, self.name)
+        candidates = candidates_of(hits, k, vectors)
+        values, evidence = self.values(state, situation, candidates)
+        if not state.outcomes or evidence.sum() < self.least_evidence:
+            return nearest(situation, hits, candidates, k)
+        return self.selection.choose(values, situation, hits, candidates, k, seed)
+
+    def values(self, state: KernelState, query: Vector, candidates: Sequence[Candidate]) -> tuple[Floats, Floats]:
+        """Q [N] of each candidate in the situation ``query``, and the kernel-weighted outcomes [N] behind it."""
+        near = kernel(state.situations @ query, state.bandwidth) if len(state.situations) else np.zeros(0)
+        priors = state.mean + self.tilt * nearness(candidates)
+        values, evidence = priors.copy(), np.zeros(len(candidates))
+        for n, candidate in enumerate(candidates):
+            rows = state.rows.get(candidate.id)
+            if rows is not None:
+                # A propensity weighs an outcome against the others of its case, and is no evidence by itself.
+                scale = state.visits[rows].sum() / state.weight[rows].sum()
+                weights = near[state.situation[rows]] * state.weight[rows] * scale
+                values[n] = kernel_value(weights, state.value[rows], float(priors[n]), self.prior_weight)
+                evidence[n] = float((near[state.situation[rows]] * state.visits[rows]).sum())
+        return values, evidence
+
+    # ----------------------------------------------------------------------------------------------------- learning
+
+    def learn(self, state: KernelState, outcomes: Sequence[Outcome]) -> KernelState:
+        same_encoder(state.encoder, self.encoder)
+        if not outcomes:
+            return state
+        store = _Store(state)
+        for outcome in outcomes:
+            if outcome.shown:
+                query = query_of(outcome.query, self.dimension, self.name)
+                target = outcome.reward - outcome.baseline + self.discount * self._future(state, outcome)
+                for case in outcome.shown:
+                    weight = min(1.0 / max(case.propensity, 1e-9), _LARGEST_WEIGHT) if self.by_propensity else 1.0
+                    store.put(query, case.id, target, weight, self.step)
+        after = store.state(state, len(outcomes), self.capacity, self.per_entry)
+        if self.bandwidth is None and state.outcomes // self.fit_every < after.outcomes // self.fit_every:
+            after = replace(after, bandwidth=self.fit(after))
+        return after
+
+    def _future(self, state: KernelState, outcome: Outcome) -> float:
+        """α log Σ exp(Q(s',c')/α) under the state before these outcomes, which so is the target network."""
+        if outcome.following is None or not self.discount:
+            return 0.0
+        query, candidates = outcome.following
+        values, _ = self.values(state, query_of(query, self.dimension, self.name), candidates)
+        return soft_value(values, self.selection.temperature)
+
+    def fit(self, state: KernelState) -> float:
+        """The h of the grid with the least leave-one-out error Σ w_i (Q_i − Q_{−i}(s_i, c_i))² over the newest 512
+        outcomes; the present one where they are equal."""
+        errors = {h: self._error(state, h) for h in (state.bandwidth, *BANDWIDTHS)}
+        best = min(errors.values())
+        return next(h for h, e in errors.items() if e <= best + 1e-12)
+
+    def _error(self, state: KernelState, bandwidth: float) -> float:
+        newest, total = len(state.value) - _FITTED_ON, 0.0
+        for rows in state.rows.values():
+            rows = rows[rows >= newest]
+            points = state.situations[state.situation[rows]]
+            weights = kernel(points @ points.T, bandwidth) * state.weight[rows]
+            np.fill_diagonal(weights, 0.0)
+            sums = self.prior_weight + weights.sum(axis=1)
+            known = sums > 0.0
+            guess = self.prior_weight * state.mean + weights @ state.value[rows]
+            guess = np.where(known, guess / np.where(known, sums, 1.0), state.mean)
+            total += float((state.weight[rows] * (state.value[rows] - guess) ** 2).sum())
+        return total
+
+    # ------------------------------------------------------------------------------------------------------- storing
+
+    def dump(self, state: KernelState) -> bytes:
+        same_encoder(state.encoder, self.encoder)
+        arrays = {n: getattr(state, n) for n in ("situations", "situation", "entry", "value", "visits", "weight")}
+        plain = {n: getattr(state, n) for n in ("encoder", "seed", "bandwidth", "outcomes", "targets", "mean")}
+        return pack(self.name, {**plain, "ids": list(state.ids)}, arrays)
+
+    def load(self, blob: bytes) -> KernelState:
+        values, arrays = unpack(self.name, blob)
+        fields: dict[str, Any] = {**values, **arrays}
+        try:
+            state = KernelState(**{**fields, "ids": tuple(fields["ids"])})
+            rows, known = len(state.value), (len(state.situations), len(state.ids))
+            whole = {len(state.situation), len(state.entry), len(state.visits), len(state.weight)} == {rows}
+            if not whole or any(
+                i.size and not 0 <= i.min() <= i.max() < n
+                for i, n in zip((state.situation, state.entry), known, strict=True)
+            ):
+                raise ValueError("its arrays do not fit together")
+        except (KeyError, TypeError, ValueError) as problem:
+            raise StoreError(f"these bytes are no state of the retriever '{self.name}': {problem}") from problem
+        same_encoder(state.encoder, self.encoder)
+        return state
+
+
+class _Store:
+    """The stored outcomes as lists, while outcomes are added."""
+
+    def __init__(self, state: KernelState) -> None:
+        self.vectors = list(state.situations)
+        self.places = {v.tobytes(): n for n, v in enumerate(self.vectors)}
+        # value, visits, weight by (situation, entry), oldest first.
+        self.rows: dict[tuple[int, str], tuple[float, int, float]] = {
+            (int(s), state.ids[e]): (float(v), int(n), float(w))
+            for s, e, v, n, w in zip(state.situation, state.entry, state.value, state.visits, state.weight, strict=True)
+        }
+        self.targets, self.mean = state.targets, state.mean
+
+    def put(self, query: Vector, entry: str, target: float, weight: float, step: float | None) -> None:
+        place = self.places.setdefault(query.tobytes(), len(self.vectors))
+        if place == len(self.vectors):
+            self.vectors.append(query)
+        value, visits, total = self.rows.get((place, entry), (target, 0, 0.0))
+        share = weight / (total + weight) if step is None else step
+        self.rows[place, entry] = (value + share * (target - value), visits + 1, total + weight)
+        self.targets += 1
+        self.mean += (target - self.mean) / self.targets
+
+    def state(self, before: KernelState, episodes: int, capacity: int, per_entry: int) -> KernelState:
+        kept: list[tuple[int, str]] = []
+        counts: dict[str, int] = {}
+        for situation, entry in reversed(self.rows):
+            counts[entry] = counts.get(entry, 0) + 1
+            if counts[entry] <= per_entry and len(kept) < capacity:
+                kept.append((situation, entry))
+        kept.reverse()
+        places = {s: n for n, s in enumerate(dict.fromkeys(s for s, _ in kept))}
+        numbers = {e: n for n, e in enumerate(dict.fromkeys(e for _, e in kept))}
+        rows = [self.rows[key] for key in kept]
+        width = before.situations.shape[1]
+        situations = np.array([self.vectors[s] for s in places], np.float32).reshape(len(places), width)
+        return replace(
+            before,
+            situations=frozen(situations),
+            ids=tuple(numbers),
+            situation=frozen(np.array([places[s] for s, _ in kept], np.int32)),
+            entry=frozen(np.array([numbers[e] for _, e in kept], np.int32)),
+            value=frozen(np.array([r[0] for r in rows], np.float64)),
+            visits=frozen(np.array([r[1] for r in rows], np.int32)),
+            weight=frozen(np.array([r[2] for r in rows], np.float64)),
+            outcomes=before.outcomes + episodes,
+            targets=self.targets,
+            mean=self.mean,
+        )
