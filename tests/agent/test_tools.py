@@ -52,7 +52,7 @@ def call(box: Toolbox, name: str, **arguments: Any) -> Any:
     return box.call(ToolCall(name=name, arguments=arguments))
 
 
-# --------------------------------------------------------------------------------------------------- made from functions
+# ------------------------------------------------------------------------------------------------ made from functions
 
 
 def test_the_schema_is_what_the_hints_say() -> None:
@@ -236,13 +236,13 @@ def says() -> str:
     raise ToolError("the shop is closed")
 
 
-class Worse(Exception):
+class WorseError(Exception):
     def __str__(self) -> str:
         raise ValueError("no words")
 
 
 def unspeakable() -> str:
-    raise Worse
+    raise WorseError
 
 
 class Unshowable:
@@ -271,7 +271,7 @@ def circular() -> list[Any]:
         (raises, "raised", "raises raised RuntimeError: out of"),
         (exits, "raised", "SystemExit: 3"),
         (says, "raised", "error: the shop is closed"),
-        (unspeakable, "raised", "Worse: (its message cannot be read)"),
+        (unspeakable, "raised", "WorseError: (its message cannot be read)"),
         (unshowable, "raised", "ValueError"),
         (endless, "value", "gave a generator, which is no data"),
         (circular, "raised", "ircular"),

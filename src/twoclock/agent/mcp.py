@@ -44,8 +44,6 @@ class McpServer:
 
     def __init__(self, connect: Connect, name: str, *, timeout_s: float = 30.0, log: IO[str] | None = None) -> None:
         """See :meth:`stdio` and :meth:`http`. Raises ConfigError where the server does not answer in time."""
-        if not timeout_s > 0:
-            raise ConfigError(f"timeout_s of MCP server '{name}' must be above 0; got {timeout_s!r}")
         self.name, self.timeout_s = name, timeout_s
         self._log = log
         self._last_words = ""
@@ -80,6 +78,7 @@ class McpServer:
             raise ConfigError(
                 f"the command of an MCP server is a list such as ['python', 'server.py']; got {command!r}"
             )
+        _require_limit(timeout_s)
         mcp = _package()
         stdio_client = importlib.import_module("mcp.client.stdio").stdio_client
         log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - close() closes it
@@ -94,6 +93,7 @@ class McpServer:
         """Connects to a server over streamable HTTP, such as ``http://localhost:8000/mcp``."""
         if not re.match(r"https?://[^/\s]+", url):
             raise ConfigError(f"the address of an MCP server is like 'http://localhost:8000/mcp'; got {url!r}")
+        _require_limit(timeout_s)
         mcp = _package()
         return cls(lambda: mcp.Client(url), name or url.split("/")[2], timeout_s=timeout_s)
 
@@ -224,6 +224,11 @@ class McpServer:
         self._log.seek(0)
         lines = [line.strip() for line in self._log.read()[-4000:].splitlines() if line.strip()]
         return f"; it said: {clip(lines[-1], 300)}" if lines else ""
+
+
+def _require_limit(timeout_s: float) -> None:
+    if not timeout_s > 0:
+        raise ConfigError(f"timeout_s of an MCP server must be above 0; got {timeout_s!r}")
 
 
 def _package() -> Any:

@@ -265,14 +265,12 @@ class _Episode:
     def _calls(self, reply: str, left: int) -> list[CallRecord]:
         """What became of the calls in a reply: none where it holds no call. At most ``left`` are run."""
         read = parse_calls(reply)
-        records = [CallRecord(name="(unreadable)", arguments={}, result=p, problem="arguments") for p in read.problems]
-        for number, call in enumerate(read.calls):
-            if number >= left:
-                text = f"not run: a subtask has at most {self.config.calls_per_subtask} tool calls"
-                records.append(CallRecord(name=call.name, arguments=call.arguments, result=text, problem="busy"))
-                break
-            records.append(self._called(call))
-        return records
+        records = [self._called(call) for call in read.calls[:left]]
+        if len(read.calls) > left:
+            name, text = read.calls[left].name, f"at most {self.config.calls_per_subtask} tool calls for a subtask"
+            records.append(CallRecord(name=name, arguments={}, result=f"not run: {text}", problem="busy"))
+        unread = [CallRecord(name="(unreadable)", arguments={}, result=p, problem="arguments") for p in read.problems]
+        return records + unread
 
     def _called(self, call: ToolCall) -> CallRecord:
         result = self.toolbox.call(call, provenance=self.problem.name)

@@ -172,8 +172,8 @@ def as_tool(
 def _require_name(name: str) -> None:
     if not NAME.fullmatch(name):
         raise ConfigError(
-            f"a tool's name is a letter or '_' and then at most 63 letters, digits, '_', '-' or '.'; got {name!r}: give "
-            "it a name, tool(name=...)"
+            f"a tool's name is a letter or '_' and then at most 63 letters, digits, '_', '-' or '.'; got {name!r}: "
+            "give it a name, tool(name=...)"
         )
 
 
