@@ -1,8 +1,8 @@
 """Pairs of lessons that contradict, and pairs that look like it and do not.
 
 ``CONTRADICT`` and ``AGREE`` were written before the rules were tried on them; then two rules were changed, as they had
-found 34 of 35 with 4 false ones. The ``LATER`` pairs were written after that, and nothing was changed. ``MEANING`` holds
-contradictions that no rule of form can see.
+found 34 of 35 with 4 false ones. The ``LATER`` pairs were written after that, and nothing was changed. ``MEANING``
+holds contradictions that no rule of form can see.
 """
 
 from __future__ import annotations
