@@ -20,7 +20,6 @@ from typing import Any
 
 from twoclock.errors import ConfigError
 from twoclock.hashing import canonical_json
-from twoclock.seeding import child_seed
 from twoclock.tasks.environments import (
     Action,
     Environment,
@@ -30,11 +29,11 @@ from twoclock.tasks.environments import (
     environment_item,
     level,
 )
-from twoclock.tasks.splits import DRAW_ORDER
+from twoclock.tasks.splits import DRAW_ORDER, dealt
 from twoclock.tasks.text import clip
 from twoclock.types import Item, SplitName
 
-__all__ = ["PythonEnvironment", "PythonWorld", "spec_split"]
+__all__ = ["PythonEnvironment", "PythonWorld"]
 
 Spec = Mapping[str, Any]
 Reset = Callable[[Spec], Any]
@@ -42,17 +41,6 @@ Reset = Callable[[Spec], Any]
 Advance = Callable[[Any, Action], Any]
 """(state, action) → (state, text, reward, done) or (state, text, reward, done, success). ``text`` may be (text,
 actions)."""
-
-
-def spec_split(specs: Sequence[Spec], split: SplitName, index: int, seed: int) -> Spec | None:
-    """The ``index``-th spec of a split. A spec that names its ``split`` stands there; the others are dealt out by a
-    seeded permutation, one of every four to the held-out split and one of every four to the trial split."""
-    own = [spec for spec in specs if spec.get("split") == split]
-    free = [spec for spec in specs if spec.get("split") is None]
-    order = sorted(range(len(free)), key=lambda i: (child_seed("spec-split", seed, canonical_json(dict(free[i]))), i))
-    place = {DRAW_ORDER[0]: (0,), DRAW_ORDER[1]: (1,), DRAW_ORDER[2]: (2, 3)}[split]
-    mine = [*own, *(free[i] for rank, i in enumerate(order) if rank % 4 in place)]
-    return mine[index] if index < len(mine) else None
 
 
 class PythonEnvironment:
@@ -138,8 +126,8 @@ class PythonWorld:
             raise ConfigError(problems)
 
     def draw(self, split: SplitName, index: int, seed: int) -> Item | None:
-        spec = spec_split(self._specs, split, index, seed)
-        return None if spec is None else self.item(spec)
+        mine = dealt(self._specs, split, seed)
+        return self.item(mine[index]) if index < len(mine) else None
 
     def item(self, spec: Spec) -> Item:
         """The item that is this spec's episode."""

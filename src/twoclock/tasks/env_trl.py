@@ -16,7 +16,6 @@ from typing import Any
 
 from twoclock.errors import ConfigError
 from twoclock.hashing import canonical_json
-from twoclock.tasks.env_python import spec_split
 from twoclock.tasks.environments import (
     Action,
     Environment,
@@ -27,6 +26,7 @@ from twoclock.tasks.environments import (
     environment_item,
     level,
 )
+from twoclock.tasks.splits import dealt
 from twoclock.tasks.text import clip
 from twoclock.types import Item, SplitName
 
@@ -103,9 +103,10 @@ class TrlWorld:
             ) from error
 
     def draw(self, split: SplitName, index: int, seed: int) -> Item | None:
-        row = spec_split(self._rows, split, index, seed)
-        if row is None:
+        mine = dealt(self._rows, split, seed)
+        if index >= len(mine):
             return None
+        row = mine[index]
         opening = _TrlEnvironment(self._factory(), self._range, self._success_at).begin(row)
         parts = (_prompt_text(row), opening, f"Tools:\n{tool_lines(self._methods)}", HOW)
         return environment_item(self.name, row, "\n\n".join(part for part in parts if part))

@@ -9,6 +9,7 @@ from typing import Any
 
 from twoclock.contracts import Task
 from twoclock.errors import ConfigError, unknown_name
+from twoclock.tasks.code_task import CodeTask
 from twoclock.tasks.env_task import EpisodeTask
 from twoclock.tasks.env_worlds import check_episode, check_world, episode_rules, make_world
 from twoclock.tasks.families import FamilyTask, check_family
@@ -186,6 +187,20 @@ def _make_jsonl(name: str, spec: Spec, seed: int, base_dir: Path, verifier: Veri
     return JsonlTask(path, name=name, sizes=_sizes(spec), seed=seed, verifier=verifier, **more)
 
 
+def _make_code(name: str, spec: Spec, seed: int, base_dir: Path, verifier: Verifier | None) -> Task:
+    path = base_dir / Path(spec["path"]).expanduser() if "path" in spec else None
+    more = {key: spec[key] for key in ("instruction", "instruction_at", "scoring") if key in spec}
+    return CodeTask(path, name=name, sizes=_sizes(spec), seed=seed, **more)
+
+
+def _check_code(spec: Spec) -> list[str]:
+    return [
+        f"'{key}' has no meaning for source 'code': programs are judged by their tests; leave it out"
+        for key in ("verifier", "extract")
+        if key in spec
+    ]
+
+
 def _make_environment(name: str, spec: Spec, seed: int, base_dir: Path, verifier: Verifier | None) -> Task:
     world = make_world(spec["family"], spec.get("config", {}), base_dir)
     rules = episode_rules(spec.get("episode", {}))
@@ -231,6 +246,7 @@ SOURCES: Mapping[str, TaskSource] = {
         check=lambda spec: [],
         make=_make_jsonl,
     ),
+    "code": TaskSource(keys=("path", "scoring"), required=(), check=_check_code, make=_make_code),
     "environment": TaskSource(
         keys=("family", "config", "episode"),
         required=("family",),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from twoclock.errors import ConfigError, unknown_name
+from twoclock.hashing import canonical_json
+from twoclock.seeding import child_seed
 from twoclock.types import SplitName
 
-__all__ = ["DRAW_ORDER", "SPLITS", "SplitSizes", "check_sizes", "draw_splits"]
+__all__ = ["DRAW_ORDER", "SPLITS", "SplitSizes", "check_sizes", "dealt", "draw_splits"]
 
 T = TypeVar("T")
 
@@ -54,6 +56,16 @@ def check_sizes(sizes: Any) -> list[str]:
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             problems.append(f"size.{name} must be a whole number of at least 1; got {count!r}")
     return problems
+
+
+def dealt(rows: Sequence[Mapping[str, Any]], split: SplitName, seed: int) -> list[Mapping[str, Any]]:
+    """The rows of a split, for a handful of rows that are listed one by one. A row that names its ``split`` stands
+    there; the others are dealt out in a seeded order, of every four one to the held-out and one to the trial split."""
+    own = [row for row in rows if row.get("split") == split]
+    free = [row for row in rows if row.get("split") is None]
+    order = sorted(range(len(free)), key=lambda i: (child_seed("dealt", seed, canonical_json(dict(free[i]))), i))
+    places = (2, 3) if split == DRAW_ORDER[2] else (DRAW_ORDER.index(split),)
+    return [*own, *(free[i] for rank, i in enumerate(order) if rank % 4 in places)]
 
 
 def draw_splits(
