@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from twoclock.agent.mcp import McpServer
-from twoclock.agent.tool_memory import ResultCache
+from twoclock.agent.result_cache import ResultCache
 from twoclock.agent.toolbox import Toolbox
 from twoclock.agent.tools import ToolCall
 from twoclock.errors import ConfigError, MissingExtraError

@@ -19,7 +19,7 @@ from planner_world import PLAN, SumTask, add, good_executor, good_planner, numbe
 from twoclock.agent.planned_episode import HEADER, PlannedEpisode
 from twoclock.agent.planner import PlannerConfig, PlannerExecutor, Problem
 from twoclock.agent.plans import parse_plan
-from twoclock.agent.tool_memory import ResultCache
+from twoclock.agent.result_cache import ResultCache
 from twoclock.agent.toolbox import Toolbox
 from twoclock.agent.tools import tool
 from twoclock.errors import ConfigError, DataError, UnsupportedError

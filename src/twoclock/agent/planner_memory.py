@@ -13,6 +13,7 @@ from twoclock.agent.planned_episode import PlannedEpisode
 from twoclock.agent.planner import Hints, Role
 from twoclock.agent.tool_memory import SUCCESS, Searchable, suggest, suggestion_notes, tool_entries
 from twoclock.agent.toolbox import Toolbox
+from twoclock.hashing import canonical_json
 from twoclock.memory.records import Entry, Hit, Kind, Scope
 from twoclock.memory.rendering import render
 from twoclock.tasks.text import clip
@@ -36,16 +37,19 @@ def case_entry(
 ) -> Entry | None:
     """The final (state, plan, reward) of an episode as a case; None where a policy's failure ended it.
 
-    The key is the item's prompt. The text says the last plan and how the episode ended, never the grader's feedback,
-    which may hold the right answer.
+    The key is the item's prompt, the case's ``answer`` what the planner wrote: its last plan, or its answer where it
+    needed none. The text says that plan and how the episode ended, never the grader's feedback, which may hold the
+    right answer.
     """
     if episode.error:
         return None
     plan = list(episode.plans[-1]) if episode.plans else []
+    wrote = {"plan": [{"task": task} for task in plan]} if plan else {"answer": episode.answer or ""}
     steps = "\n".join(f"{n}. {clip(task, 300)}" for n, task in enumerate(plan, 1)) or "(no subtasks)"
-    ended = (
-        f"no answer: {clip(episode.failure, 200)}" if episode.answer is None else f"answer: {clip(episode.answer, 300)}"
-    )
+    if episode.answer is None:
+        ended = f"no answer: {clip(episode.failure, 200)}"
+    else:
+        ended = f"the answer: {clip(episode.answer, 300)}"
     outcome = "success" if reward >= SUCCESS else "failure"
     return Entry(
         kind="case",
@@ -57,9 +61,10 @@ def case_entry(
         reward=reward,
         body={
             "question": item.prompt,
-            "answer": episode.answer or "",
+            "answer": canonical_json(wrote),
             "item": item.id,
             "plan": plan,
+            "final": episode.answer or "",
             "outcome": outcome,
         },
         created=created,

@@ -23,7 +23,7 @@ from typing import Any
 from twoclock.agent.mcp import McpServer
 from twoclock.agent.planned_episode import PlannedEpisode, is_transcript
 from twoclock.agent.planner import Hints, PlannerConfig, PlannerExecutor, Problem
-from twoclock.agent.tool_memory import ResultCache
+from twoclock.agent.result_cache import ResultCache
 from twoclock.agent.toolbox import Toolbox
 from twoclock.agent.tools import Tool, as_tool
 from twoclock.contracts import Policy, Task

@@ -47,7 +47,7 @@ class ToolError(Exception):
 
 
 class Results(Protocol):
-    """Where results of pure calls are remembered; see :class:`~twoclock.agent.tool_memory.ResultCache`."""
+    """Where results of pure calls are remembered; see :class:`~twoclock.agent.result_cache.ResultCache`."""
 
     def get(self, tool: Tool, arguments: Mapping[str, Any]) -> Known | None: ...
 
