@@ -152,12 +152,22 @@ class SlowChannel(ABC, Generic[StateT]):
             return (
                 f"all {evidence.dead_groups} groups are dead: no reward varies within an item, so there is no gradient"
             )
+        alive = [r for group in evidence.groups if not group.is_dead for r in group.rollouts if r.completion.tokens]
+        if alive and self._training.overlong == "mask" and all(r.completion.finish == "length" for r in alive):
+            return (
+                'every answer of a group with reward variance was cut off at the token limit, and overlong = "mask" '
+                "leaves those out: raise [sampling] max_new_tokens"
+            )
+        if self._training.grouping == "prompt" and between_prompts(evidence) > 1 - 1e-9:
+            return 'no reward varies within a prompt of an item, and grouping = "prompt" compares no others'
         return "no completion of a group with reward variance has a token to learn from"
 
     def _kl_coef(self, state: Any) -> float:
         if self._training.kl == "none":
             return 0.0
-        return float(state.kl_coef or self._training.kl_coef or FIRST_KL_COEF)
+        # A state that another run has steered says nothing where this one steers none.
+        steered = state.kl_coef if self._training.kl_target is not None else 0.0
+        return float(steered or self._training.kl_coef or FIRST_KL_COEF)
 
     def _next_kl_coef(self, now: float, kl: float) -> float:
         """β for the next round; 0 where none is steered."""
