@@ -197,7 +197,10 @@ def build_planner_task(name: str, spec: Mapping[str, Any], seed: int, base_dir: 
     except ConfigError as error:
         problems += error.problems
     try:
-        tools += load_tools(settings.tools, base_dir) if settings is not None else []
+        named = spec.get("tools", ())  # read as it stands: another key's mistake must not hide a tool's
+        tools += load_tools(
+            [n for n in named if isinstance(n, str)] if isinstance(named, list | tuple) else [], base_dir
+        )
     except ConfigError as error:
         problems += [f"{where}: {text}" for text in error.problems]
     if settings is None or config is None or inner is None or problems:
