@@ -38,7 +38,7 @@ LONGEST_CHARS = 1_000_000
 LARGEST_OUTCOME = 1e6
 """Rewards lie in [0, 1]; what is far outside is a mistake that would drown every other outcome."""
 
-REPEAT_GRAM, REPEAT_SHARE = 4, 0.8
+REPEAT_GRAM, REPEAT_SHARE = 3, 0.7
 """A text repeats another when at least this share of its runs of so many words stand in it."""
 
 OBSERVED = ("case", "tool", "subtask")
@@ -142,7 +142,7 @@ def merged(old: Entry, new: Entry) -> Entry:
 def repeated(entry: Entry, shown: Iterable[Entry]) -> str | None:
     """Why an entry is taken for an echo of the entries it was written under, or None.
 
-    Measured on runs of four words (of the whole text where it is shorter); see :data:`OBSERVED` for what is compared.
+    Measured on runs of three words (of the whole text where it is shorter); see :data:`OBSERVED` for what is compared.
     The id of an entry that was shown is an echo whatever its words.
     """
     for other in sorted(shown, key=lambda e: e.id):

@@ -93,6 +93,10 @@ class Index:
         row = self._row.get(entry_id)
         return row is not None and bool(self._alive[row])
 
+    def knows(self, entry_id: str) -> bool:
+        """Whether it holds the entry's words, dropped or not."""
+        return entry_id in self._row
+
     @property
     def wasteful(self) -> bool:
         """Whether most of it is what was dropped: it is time to build another."""
@@ -117,8 +121,13 @@ class Index:
         if not self._alive[row]:
             self._alive[row], self.live = True, self.live + 1
         self._expires[row] = math.inf if expires is None else expires
-        if self.dimension and vector is not None:
-            self._vectors[row] = vector
+        if vector is not None:
+            self.set_vector(entry_id, vector)
+
+    def set_vector(self, entry_id: str, vector: Vector) -> None:
+        """The vector of an entry that it knows; without one an entry is found by words alone."""
+        if self.dimension:
+            self._vectors[self._row[entry_id]] = vector
 
     def drop(self, entry_id: str) -> None:
         """Find it no more; nothing happens where it is not there."""
