@@ -90,8 +90,9 @@ def init_parameters(
     rate: float | None = None,
 ) -> MemoryParameters:
     """First values in float32. ``width`` is X. Gates start near: half the memory forgotten in ``half_life`` tokens,
-    η = ``momentum``, θ = ``rate`` (None: half of spec.max_rate)."""
-    rate = spec.max_rate / 2 if rate is None else rate
+    η = ``momentum``, θ = ``rate``; None: half of spec.max_rate, but no more than the (1 - η)/C at which a matrix is
+    stable even if all keys of a chunk are the same."""
+    rate = min(spec.max_rate / 2, (1 - momentum * spec.momentum) / spec.chunk) if rate is None else rate
     problems = [] if width >= 1 else [f"width is that of the model's hidden states, from 1 on; got {width}"]
     if not 0 < momentum < 1:
         problems.append(f"momentum is the η that gates start at, between 0 and 1; got {momentum}")
@@ -147,7 +148,7 @@ def project(
     mixed, tails = _convolved(wide, parameters.taps, state.tails, counts)
     q, k, v = torch.nn.functional.silu(mixed).view(rows, length, 3, spec.heads, spec.width).permute(2, 0, 3, 1, 4)
     raw = torch.sigmoid((x @ parameters.gates + parameters.gates_bias).to(state.dtype))
-    rate, *momentum, forget = raw.view(rows, length, -1, spec.heads).permute(2, 0, 3, 1)
+    rate, *momentum, forget = raw.view(rows, length, 3 if spec.momentum else 2, spec.heads).permute(2, 0, 3, 1)
     gates = Gates(rate * spec.max_rate, momentum[0] if momentum else None, forget)
     return Projected(_unit(q), _unit(k), v, gates, tails)
 

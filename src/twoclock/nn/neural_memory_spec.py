@@ -36,8 +36,8 @@ class MemorySpec:
     """L: 1 is a matrix, 2 and more a network with an activation between its layers."""
     expansion: int = 4
     """The hidden layers are ``expansion · width`` wide; without meaning at depth 1."""
-    chunk: int = 64
-    """C, in tokens."""
+    chunk: int = 16
+    """C, in tokens. A matrix whose C keys are all the same is stable below θ = (1 - η)/C."""
     activation: Activation = "gelu"
     residual: bool = False
     """M(x) = x + f(x) in place of f(x)."""
