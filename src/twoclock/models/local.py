@@ -107,7 +107,9 @@ class LocalPolicy:
                 )
                 done.append((index, (failed,) * len(request.seeds)))
                 continue
-            prefix = self.shared_prefix(request.conditioning)
+            told = request.conditioning
+            # Exemplars from memory are one item's own: kept as a prefix they would be read alone, and never again.
+            prefix = () if told.recalled and told.exemplars else self.shared_prefix(told)
             shared = len(prefix) if tokens[: len(prefix)] == prefix and len(tokens) > len(prefix) else 0
             todo.append((index, Prompted(tokens, shared, request.seeds)))
         if not todo:

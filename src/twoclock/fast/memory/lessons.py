@@ -53,12 +53,12 @@ def lesson_problem(
         return "the reflection is an answer, not a lesson"
     if problem := loop_problem(text):
         return problem.replace("the instruction", "the reflection", 1)
-    if _grams(text, ECHO_GRAM) & _grams(asked, ECHO_GRAM):
-        return "the reflection echoes what was asked"
     own = _grams(text, COPIED_GRAM)
     for lesson in known:
         if plain == _plain(lesson) or (own and len(own & _grams(lesson, COPIED_GRAM)) >= COPIED_SHARE * len(own)):
             return "the reflection repeats what memory said already"
+    if _grams(text, ECHO_GRAM) & _grams(asked, ECHO_GRAM):
+        return "the reflection echoes what was asked"
     return None
 
 
