@@ -226,11 +226,12 @@ class Gathering:
 
 def _places(item: Item, conditionings: Sequence[Conditioning]) -> list[Conditioning]:
     """What the item is rolled out under, with memory asked about it. A conditioning that shows the item with its
-    answer, as an exemplar of an earlier round may, would teach to copy: in its place stands the first that does not, or
-    no prompt at all."""
-    clean = [c for c in conditionings if not _shows(c, item)]
+    answer, as an exemplar of an earlier round or a memory may, would teach to copy: in its place stands the first that
+    does not, or no prompt at all."""
+    asked = [c.for_item(item) for c in conditionings]
+    clean = [c for c in asked if not _shows(c, item)]
     instead = clean[0] if clean else Conditioning(delta=conditionings[0].delta)
-    return [(instead if _shows(c, item) else c).for_item(item) for c in conditionings]
+    return [instead if _shows(c, item) else c for c in asked]
 
 
 def _shows(conditioning: Conditioning, item: Item) -> bool:

@@ -7,22 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from prompts_bench import FakeBench, FakeTask, chance, evidence_of
+from instructed import GOOD, SHARED, TASK, helped
+from prompts_bench import FakeBench, FakeTask, evidence_of
 
 from twoclock.errors import MissingExtraError
 from twoclock.fast.prompts import Candidate, Pool, PromptsChannel, PromptsConfig, PromptsState
-from twoclock.types import Budget, Conditioning, Declined, Item, Proposal
+from twoclock.types import Budget, Declined, Proposal
 
 pytest.importorskip("gepa")
-
-TASK = "digits"
-SHARED = FakeTask()
-GOOD = "Reply with the digit alone."
-
-
-def helped(item: Item, conditioning: Conditioning, seed: int) -> str:
-    right = conditioning.system == GOOD or chance(0.1, seed)
-    return str(item.reference) if right else "I think it is seven."
 
 
 def search(

@@ -5,24 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from prompts_bench import FakeBench, FakeTask, chance, evidence_of
+from instructed import GOOD, SHARED, TASK, helped
+from prompts_bench import FakeBench, evidence_of
 
 from twoclock.bench import Bench
 from twoclock.fast.prompts import Candidate, Pool, PromptsChannel, PromptsConfig, PromptsState
 from twoclock.fast.prompts.state import EMPTY
 from twoclock.models.scripted import ScriptedPolicy
-from twoclock.types import Budget, Conditioning, Declined, Item, Proposal, Sampling
+from twoclock.types import Budget, Conditioning, Declined, Proposal, Sampling
 
 pytest.importorskip("gepa")
-
-TASK = "digits"
-SHARED = FakeTask()
-GOOD = "Reply with the digit alone."
-
-
-def helped(item: Item, conditioning: Conditioning, seed: int) -> str:
-    right = conditioning.system == GOOD or chance(0.1, seed)
-    return str(item.reference) if right else "I think it is seven."
 
 
 def search(
