@@ -156,7 +156,7 @@ def test_exemplars_never_show_a_failure() -> None:
     channel = build_fast("cases", {"show": "exemplars"})
     wrong = replace(case("heron"), text="x", reward=0.0, body={**case("heron").body, "answer": "x", "success": False})
     told = channel.condition(MemoryState(Bank().add(case("kestrel"), wrong)), "words").for_item(
-        Item(id="n", prompt="?")
+        Item(id="n", prompt="What is the code of heron?")
     )
     assert [answer for _, answer in told.exemplars] == ["lertsek"]
 
@@ -167,7 +167,7 @@ def test_memory_that_was_not_asked_is_not_left_out_silently() -> None:
         told.told("What is the code of kestrel?")
 
 
-# -------------------------------------------------------------------------------------------- hold-outs and their credit
+# ------------------------------------------------------------------------------------------- hold-outs and their credit
 
 
 def test_alternatives_leave_out_one_entry_or_all_by_item() -> None:
@@ -241,9 +241,8 @@ def test_the_bank_never_outgrows_its_budget() -> None:
     for number in range(1, 6):
         chosen = {f"i{n}": ["x"] for n in range(6 * (number - 1), 6 * number)}
         after = offer(channel, state, saw(task, chosen, round=number), task=task)
-        assert isinstance(after, Proposal)
-        state = after.state
-        assert len(state.bank) <= 4
+        state = after.state if isinstance(after, Proposal) else state
+        assert len(state.bank) == 4
 
 
 @pytest.mark.parametrize("retrieval", ["topk", "random", "kernel", "parametric"])
@@ -379,7 +378,7 @@ def test_the_policy_reflects_on_the_budget() -> None:
     [
         ("cases", {"k": -1}, "k = -1"),
         ("cases", {"k": 9, "candidates": 4}, "candidates = 4"),
-        ("cases", {"retrieval": "top"}, "did you mean topk"),
+        ("cases", {"retrieval": "top"}, "Input should be"),
         ("cases", {"retrieval": "kernel", "encoder": "none"}, 'encoder = "hashing"'),
         ("cases", {"encoder": "policy"}, "hold the model"),
         ("cases", {"hold_all": 2.0}, "hold_all = 2.0"),
