@@ -24,7 +24,7 @@ def at(degrees: float) -> np.ndarray:
 
 
 def retriever(**options: object) -> KernelRetriever:
-    return KernelRetriever(**{"encoder": "e", "dimension": 2, "bandwidth": 0.5, **options})  # type: ignore[arg-type]
+    return KernelRetriever(**{"encoder": "e", "dimension": 2, "bandwidth": 0.5, "credit": "shared", **options})  # type: ignore[arg-type]
 
 
 def outcome(degrees: float, reward: float, *ids: str, propensity: float = 1.0, baseline: float = 0.0) -> Outcome:
@@ -109,6 +109,46 @@ def test_propensities_weigh_outcomes_and_are_no_evidence() -> None:
     assert values == pytest.approx([(3 * 10 / 14 + state.mean) / 4])
 
 
+def test_additive_credit_is_ridge_regression() -> None:
+    """Against the normal equations written out as least squares with the priors as extra rows."""
+    r = retriever(credit="additive", prior_weight=0.7)
+    rng = child_rng("slates", 0)
+    outcomes = [outcome(rng.uniform(0, 60), rng.random(), *rng.sample("abcd", rng.randrange(1, 4))) for _ in range(30)]
+    state = r.learn(r.init(0), outcomes)
+    query, ids = at(20), "abx"
+    values, _ = r.values(
+        state, query, [Candidate(id=i, similarity=s) for i, s in zip(ids, (0.9, 0.7, 0.6), strict=True)]
+    )
+    names, rows, targets = ["b", *"abcd"], [], []
+    for o in outcomes:
+        shown = {c.id for c in o.shown}
+        if shown & set(ids):  # the others say nothing of a candidate
+            weight = math.sqrt(math.exp(-(1 - float(query @ o.query)) / 0.5))
+            rows.append(
+                [weight * (n == "b" or n in shown) for n in names[:1]] + [weight * (n in shown) for n in names[1:]]
+            )
+            targets.append(weight * o.reward)
+    for n, prior in enumerate((state.mean, 0.0, -0.2, 0.0, 0.0)):
+        rows.append([math.sqrt(0.7) * (m == n) for m in range(5)])
+        targets.append(math.sqrt(0.7) * prior)
+    b, *effects = np.linalg.lstsq(np.array(rows, float), np.array(targets), rcond=None)[0]
+    for row in rows[: len(targets) - 5]:
+        assert row[0] > 0  # every outcome has the intercept
+    assert values == pytest.approx([b + effects[0], b + effects[1], b - 0.3], abs=1e-6)
+
+
+def test_additive_credit_by_hand() -> None:
+    """One outcome 1 of one case, prior mean 1: b = a prior + 0, so Q = 1. Then one of 0: mean ½, and by symmetry
+    b + a with n₀ = 1: minimise (b − ½)² + a² + (1 − b − a)² + (0 − b − a)², so a = b − ½ = 0."""
+    r = retriever(credit="additive", prior_weight=1.0)
+    state = r.learn(r.init(0), [outcome(0, 1.0, "a"), outcome(0, 0.0, "a")])
+    assert r.values(state, at(0), [Candidate(id="a")])[0] == pytest.approx([0.5])
+    # "a" earned 1 and 1, "b" 0 and 0: a = −b' by symmetry, intercept ½; 2(a − ½) + a = 0 gives a = 1/3.
+    state = r.learn(r.init(0), [outcome(0, float(i == "a"), i) for i in "abab"])
+    same = [Candidate(id=i, similarity=0.5) for i in "ab"]
+    assert r.values(state, at(0), same)[0] == pytest.approx([0.5 + 1 / 3, 0.5 - 1 / 3])
+
+
 def test_far_from_all_evidence_the_search_s_order_stands() -> None:
     r = retriever(bandwidth=0.01)
     hits = [Hit(entry=Entry(kind="case", key=str(n), text=str(n)), score=-n, similarity=0.5) for n in range(4)]
@@ -121,23 +161,22 @@ def test_far_from_all_evidence_the_search_s_order_stands() -> None:
 
 
 def test_the_store_is_bounded_and_the_oldest_go_first() -> None:
-    r = retriever(capacity=10, per_entry=4)
+    r = retriever(capacity=10)
     state = r.init(0)
     for n in range(40):
         state = r.learn(state, [outcome(n, 1.0, "abcd"[n % 4] if n < 30 else "a")])
     assert len(state.value) == 10
-    assert state.rows["a"].size == 4
     assert state.outcomes == 40
     assert len(state.situations) == 10
     kept = np.degrees(np.arctan2(state.situations[:, 1], state.situations[:, 0])).round().astype(int).tolist()
-    # Of "a" its newest four; of the others the newest of what is left: 28 was "a", four of which came later.
-    assert kept == [22, 23, 25, 26, 27, 29, 36, 37, 38, 39]
+    assert kept == list(range(30, 40))
+    assert state.ids == ("a",)
     assert r.dump(r.load(r.dump(state))) == r.dump(state)
 
 
 def test_the_bandwidth_is_fitted_by_leave_one_out() -> None:
     """Values that change within ten degrees need a narrow kernel, values that are noise around a mean a wide one."""
-    narrow = retriever(bandwidth=None, fit_every=32, per_entry=128)
+    narrow = retriever(bandwidth=None, fit_every=32)
     rng = child_rng("angles", 0)
     angles = [rng.uniform(0, 90) for _ in range(96)]
     state = narrow.learn(narrow.init(0), [outcome(a, float(a // 15 % 2), "a") for a in angles])
@@ -166,11 +205,12 @@ def test_bytes_that_do_not_fit_together_are_refused() -> None:
     r = retriever()
     state = r.learn(r.init(0), [outcome(0, 1.0, "a")])
     plain = {"encoder": "e", "seed": 0, "bandwidth": 0.1, "outcomes": 1, "targets": 1, "mean": 1.0, "ids": ["a"]}
-    arrays = {n: getattr(state, n) for n in ("situations", "situation", "entry", "value", "visits", "weight")}
+    arrays = {n: getattr(state, n) for n in ("situations", "situation", "value", "visits", "size", "case", "weight")}
     assert r.load(pack("kernel", plain, arrays)).ids == ("a",)
     for broken in (
         {**arrays, "value": np.zeros(3)},
-        {**arrays, "entry": np.array([7], np.int32)},
+        {**arrays, "case": np.array([7], np.int32)},
+        {**arrays, "size": np.array([2], np.int32)},
         {k: v for k, v in arrays.items() if k != "visits"},
         {**arrays, "extra": np.zeros(1)},
     ):
@@ -198,6 +238,10 @@ def world(hold_out: float, episodes: int, seed: int = 0) -> list[Outcome]:
 
 def test_credit_separates_under_exploration() -> None:
     outcomes = world(0.25, 300)
+    # The same by regression, which needs fewer episodes to see it.
+    r = retriever(credit="additive")
+    values, _ = r.values(r.learn(r.init(0), outcomes[:80]), at(0), [Candidate(id=i) for i in (GOOD, *NEUTRAL)])
+    assert values[0] > values[1:].max() + 0.25
     found = contrasts(outcomes)
     assert found[GOOD].claims == "helps"
     assert found[GOOD].difference == pytest.approx(0.6, abs=0.15)
@@ -210,11 +254,13 @@ def test_credit_separates_under_exploration() -> None:
 def test_without_exploration_nothing_is_claimed() -> None:
     outcomes = world(0.0, 300)
     assert contrasts(outcomes) == {}
-    r = retriever()
-    state = r.learn(r.init(0), outcomes)
-    assert len(set(state.value.tolist())) == 1
-    order = r.choose(state, at(0), CASES, 4, 0)
-    assert len({round(p, 9) for p in order.propensities}) == 1
+    for credit in ("shared", "additive"):
+        r = retriever(credit=credit)
+        state = r.learn(r.init(0), outcomes)
+        values, _ = r.values(state, at(0), [Candidate(id=i, similarity=0.9) for i in (GOOD, *NEUTRAL)])
+        assert values == pytest.approx([values[0]] * 4)
+        chosen = r.choose(state, at(0), CASES, 2, 0)
+        assert [c.propensity for c in chosen.candidates] == pytest.approx([0.5] * 4)
 
 
 def test_neutral_cases_are_rarely_claimed_to_help() -> None:

@@ -40,7 +40,8 @@ def test_gradients_are_finite_differences() -> None:
     draw = rng("gradient")
     net = Net(*(draw.normal(size=s) for s in ((7, 5), (5,), (5,), (1,))))
     x, labels, weights = draw.normal(size=(9, 7)), draw.random(9), draw.random(9) * 3
-    slope = gradient(net, x, labels, weights)
+    offset = draw.normal(size=9)
+    slope = gradient(net, x, labels, weights, offset)
     for f in fields(net):
         array = getattr(net, f.name)
         for index in np.ndindex(array.shape):
@@ -49,7 +50,7 @@ def test_gradients_are_finite_differences() -> None:
                 moved = array.copy()
                 moved[index] += step
                 parts = {g.name: moved if g.name == f.name else getattr(net, g.name) for g in fields(net)}
-                sides.append(loss(Net(**parts), x, labels, weights))
+                sides.append(loss(Net(**parts), x, labels, weights, offset))
             assert getattr(slope, f.name)[index] == pytest.approx((sides[0] - sides[1]) / 2e-6, abs=1e-7)
 
 
@@ -95,7 +96,7 @@ def planted(
     shuffled: bool, episodes: int = 400, seed: int = 0, **options: object
 ) -> tuple[ParametricRetriever, object]:
     """Cases succeed where their fifth number is positive, whatever the query."""
-    retriever = ParametricRetriever(encoder="e", dimension=D, with_record=False, rate=3e-3, **options)  # type: ignore[arg-type]
+    retriever = ParametricRetriever(encoder="e", dimension=D, with_record=False, **options)  # type: ignore[arg-type]
     draw = rng(f"planted {seed}")
     state = retriever.init(seed)
     for n in range(episodes):
@@ -178,4 +179,4 @@ def test_the_record_is_what_was_known_before_the_outcome() -> None:
     # Before the second: one success, the mean of all 1: nothing above the mean.
     assert state.scalars[1] == pytest.approx([0.0, 0.0, 0.0, 0.2])
     third = retriever.learn(state, [Outcome(query=case.vector, shown=(case,), reward=0.0)])
-    assert third.scalars[2] == pytest.approx([0.0, 0.0, (1.0 - 2 * 0.5) / 3, 2 / 6])
+    assert third.scalars[2] == pytest.approx([0.0, 0.0, 4 * (1.0 - 2 * 0.5) / 3, 2 / 6])

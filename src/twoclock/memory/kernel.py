@@ -14,8 +14,10 @@ one bandwidth h, chosen from a grid by the leave-one-out squared error of Q, whi
 steps and target network replaced by an exact search in one dimension. A situation that comes again moves its Q_i by
 η(target − Q_i), η = 1/(visits + 1) by default: the mean.
 
-Every case that was shown gets the episode's whole outcome. Under exploration the shares of the others average out;
-without it cases that are always shown together keep equal values, which is all that the data say.
+Credit, where several cases were shown: ``shared`` gives each the episode's whole outcome, as published. ``additive``
+solves for what each added, r ≈ b + Σ_{c shown} a_c, over the outcomes near s with weights k(s,s_i), each a_c held to
+its prior with the weight n₀ (ridge regression), and takes Q(s,c) = b + a_c; of one case an episode both are nearly the
+same. Without exploration cases that are always shown together keep equal values: nothing else is in the data.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twoclock.errors import StoreError
+from twoclock.errors import ConfigError, StoreError, unknown_name
 from twoclock.memory.arrays import frozen, pack, unpack
 from twoclock.memory.learned import Floats, nearness, require_settings, same_encoder
 from twoclock.memory.records import Hit
@@ -37,11 +39,14 @@ from twoclock.memory.softmax import soft_value
 
 __all__ = ["BANDWIDTHS", "KernelRetriever", "KernelState", "kernel", "kernel_value"]
 
-# M stored outcomes, U distinct situations, D dimensions, N candidates.
+# M stored outcomes, each of a slate of cases, P cases in all of them, U situations, D dimensions, N candidates.
+
 BANDWIDTHS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """h is one of these where it is fitted: with h = .1, a cosine of .9 counts for e⁻¹ of the same situation."""
 _FITTED_ON = 512
 _LARGEST_WEIGHT = 20.0
+_FAR = 1e-3
+"""Outcomes with a smaller k are left out of the regression: a thousand of them count for one."""
 
 
 def kernel(similarities: npt.ArrayLike, bandwidth: float) -> Floats:
@@ -66,17 +71,19 @@ class KernelState:
     situations: Vector
     """[U, D]."""
     ids: tuple[str, ...] = ()
-    """The entries that ``entry`` numbers."""
+    """The entries that ``case`` numbers."""
     situation: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     """[M] rows of ``situations``."""
-    entry: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
-    """[M] places in ``ids``."""
     value: np.ndarray = field(default_factory=lambda: np.zeros(0))
     """[M] Q_i."""
     visits: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
-    """[M] how many outcomes Q_i is of."""
+    """[M] how many episodes Q_i is of: the same slate in the very same situation."""
+    size: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    """[M] how many cases were shown."""
+    case: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    """[P] places in ``ids``, slate after slate."""
     weight: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    """[M] the sum of their weights."""
+    """[P] of the case in each visit."""
     outcomes: int = 0
     """Episodes learned from, also those whose outcomes were dropped since."""
     targets: int = 0
@@ -84,10 +91,15 @@ class KernelState:
     """Of all targets."""
 
     @cached_property
-    def rows(self) -> dict[str, np.ndarray]:
-        """The stored outcomes of each entry, oldest first."""
-        order = np.argsort(self.entry, kind="stable")
-        cuts = np.searchsorted(self.entry[order], np.arange(1, len(self.ids)))
+    def slate(self) -> np.ndarray:
+        """[P] the outcome that each case of ``case`` belongs to."""
+        return np.repeat(np.arange(len(self.size)), self.size)
+
+    @cached_property
+    def places(self) -> dict[str, np.ndarray]:
+        """Where each entry stands in ``case``, oldest first."""
+        order = np.argsort(self.case, kind="stable")
+        cuts = np.searchsorted(self.case[order], np.arange(1, len(self.ids)))
         return dict(zip(self.ids, np.split(order, cuts), strict=True)) if self.ids else {}
 
 
@@ -110,13 +122,14 @@ class KernelRetriever:
     """γ."""
     step: float | None = None
     """η; None is the mean."""
+    credit: str = "additive"
+    """``additive`` or ``shared``."""
     by_propensity: bool = False
-    """Weight an outcome by 1/propensity, at most 20: then Q is of the case among companions chosen uniformly."""
+    """With shared credit, weight an outcome by 1/propensity, at most 20."""
     least_evidence: float = 0.5
     """Where all candidates together have fewer outcomes near this situation, the search's order stands."""
     capacity: int = 4096
     """Stored outcomes at most; the oldest go first."""
-    per_entry: int = 64
     name: str = "kernel"
 
     def __post_init__(self) -> None:
@@ -124,15 +137,17 @@ class KernelRetriever:
             self,
             dimension=(1, None),
             fit_every=(1, None),
-            prior_weight=(0, None),
+            prior_weight=(0 if self.credit == "shared" else 1e-6, None),
             tilt=(0, None),
             discount=(0, 1),
             least_evidence=(0, None),
             capacity=(1, None),
-            per_entry=(1, None),
             **({} if self.step is None else {"step": (0, 1)}),
             **({} if self.bandwidth is None else {"bandwidth": (1e-6, None)}),
         )
+
+        if self.credit not in ("additive", "shared"):
+            raise ConfigError(unknown_name("kind of credit", self.credit, ("additive", "shared")))
 
     def init(self, seed: int) -> KernelState:
         empty = frozen(np.zeros((0, self.dimension), np.float32))
@@ -160,18 +175,47 @@ class KernelRetriever:
 
     def values(self, state: KernelState, query: Vector, candidates: Sequence[Candidate]) -> tuple[Floats, Floats]:
         """Q [N] of each candidate in the situation ``query``, and the kernel-weighted outcomes [N] behind it."""
-        near = kernel(state.situations @ query, state.bandwidth) if len(state.situations) else np.zeros(0)
+        near = kernel(state.situations @ query, state.bandwidth)[state.situation] if len(state.value) else np.zeros(0)
         priors = state.mean + self.tilt * nearness(candidates)
-        values, evidence = priors.copy(), np.zeros(len(candidates))
+        evidence = np.array([self._evidence(state, near, c) for c in candidates])
+        if self.credit == "additive":
+            return self._additive(state, near, candidates), evidence
+        values = priors.copy()
         for n, candidate in enumerate(candidates):
-            rows = state.rows.get(candidate.id)
-            if rows is not None:
+            places = state.places.get(candidate.id)
+            if places is not None:
+                rows = state.slate[places]
                 # A propensity weighs an outcome against the others of its case, and is no evidence by itself.
-                scale = state.visits[rows].sum() / state.weight[rows].sum()
-                weights = near[state.situation[rows]] * state.weight[rows] * scale
+                share = state.weight[places] * state.visits[rows]
+                weights = near[rows] * share * (state.visits[rows].sum() / share.sum())
                 values[n] = kernel_value(weights, state.value[rows], float(priors[n]), self.prior_weight)
-                evidence[n] = float((near[state.situation[rows]] * state.visits[rows]).sum())
         return values, evidence
+
+    def _evidence(self, state: KernelState, near: Floats, candidate: Candidate) -> float:
+        places = state.places.get(candidate.id)
+        if places is None:
+            return 0.0
+        rows = state.slate[places]
+        return float(near[rows] @ state.visits[rows])
+
+    def _additive(self, state: KernelState, near: Floats, candidates: Sequence[Candidate]) -> Floats:
+        """b + a_c of each candidate: the ridge solution over the outcomes near here in which any of them was shown."""
+        ours = [state.places[c.id] for c in candidates if c.id in state.places]
+        rows = np.unique(state.slate[np.concatenate(ours)]) if ours else np.zeros(0, np.int64)
+        rows = rows[near[rows] > _FAR]
+        inside = np.isin(state.slate, rows)
+        cases, column = np.unique(state.case[inside], return_inverse=True)
+        x = np.zeros((len(rows), 1 + len(cases)))
+        x[:, 0] = 1.0
+        x[np.searchsorted(rows, state.slate[inside]), 1 + column] = 1.0
+        # Cases that were shown beside a candidate and are none themselves have a share too, with a prior of no effect.
+        effects = dict(zip((c.id for c in candidates), self.tilt * nearness(candidates), strict=True))
+        prior = np.array([state.mean, *(effects.get(state.ids[c], 0.0) for c in cases)])
+        weighted = x * (near[rows] * state.visits[rows])[:, None]
+        normal = weighted.T @ x + self.prior_weight * np.eye(len(prior))
+        found = prior + np.linalg.solve(normal, weighted.T @ (state.value[rows] - x @ prior))
+        effects |= {state.ids[c]: a for c, a in zip(cases, found[1:], strict=True) if state.ids[c] in effects}
+        return np.array([found[0] + effects[c.id] for c in candidates])
 
     # ----------------------------------------------------------------------------------------------------- learning
 
@@ -184,13 +228,14 @@ class KernelRetriever:
             if outcome.shown:
                 query = query_of(outcome.query, self.dimension, self.name)
                 target = outcome.reward - outcome.baseline + self.discount * self._future(state, outcome)
-                for case in outcome.shown:
-                    weight = min(1.0 / max(case.propensity, 1e-9), _LARGEST_WEIGHT) if self.by_propensity else 1.0
-                    store.put(query, case.id, target, weight, self.step)
-        after = store.state(state, len(outcomes), self.capacity, self.per_entry)
+                store.put(query, {c.id: self._weight(c) for c in outcome.shown}, target, self.step)
+        after = store.state(state, len(outcomes), self.capacity)
         if self.bandwidth is None and state.outcomes // self.fit_every < after.outcomes // self.fit_every:
             after = replace(after, bandwidth=self.fit(after))
         return after
+
+    def _weight(self, case: Candidate) -> float:
+        return min(1.0 / max(case.propensity, 1e-9), _LARGEST_WEIGHT) if self.by_propensity else 1.0
 
     def _future(self, state: KernelState, outcome: Outcome) -> float:
         """α log Σ exp(Q(s',c')/α) under the state before these outcomes, which so is the target network."""
@@ -201,31 +246,33 @@ class KernelRetriever:
         return soft_value(values, self.selection.temperature)
 
     def fit(self, state: KernelState) -> float:
-        """The h of the grid with the least leave-one-out error Σ w_i (Q_i − Q_{−i}(s_i, c_i))² over the newest 512
-        outcomes; the present one where they are equal."""
+        """The h of the grid with the least leave-one-out error Σ w_i (Q_i − Q_{−i}(s_i, c_i))² of the shared Q over the
+        newest 512 outcomes; the present one where they are equal."""
         errors = {h: self._error(state, h) for h in (state.bandwidth, *BANDWIDTHS)}
         best = min(errors.values())
         return next(h for h, e in errors.items() if e <= best + 1e-12)
 
     def _error(self, state: KernelState, bandwidth: float) -> float:
         newest, total = len(state.value) - _FITTED_ON, 0.0
-        for rows in state.rows.values():
-            rows = rows[rows >= newest]
+        for places in state.places.values():
+            places = places[state.slate[places] >= newest]
+            rows = state.slate[places]
+            share = state.weight[places] * state.visits[rows]
             points = state.situations[state.situation[rows]]
-            weights = kernel(points @ points.T, bandwidth) * state.weight[rows]
+            weights = kernel(points @ points.T, bandwidth) * share
             np.fill_diagonal(weights, 0.0)
             sums = self.prior_weight + weights.sum(axis=1)
             known = sums > 0.0
             guess = self.prior_weight * state.mean + weights @ state.value[rows]
             guess = np.where(known, guess / np.where(known, sums, 1.0), state.mean)
-            total += float((state.weight[rows] * (state.value[rows] - guess) ** 2).sum())
+            total += float((share * (state.value[rows] - guess) ** 2).sum())
         return total
 
     # ------------------------------------------------------------------------------------------------------- storing
 
     def dump(self, state: KernelState) -> bytes:
         same_encoder(state.encoder, self.encoder)
-        arrays = {n: getattr(state, n) for n in ("situations", "situation", "entry", "value", "visits", "weight")}
+        arrays = {n: getattr(state, n) for n in _ARRAYS}
         plain = {n: getattr(state, n) for n in ("encoder", "seed", "bandwidth", "outcomes", "targets", "mean")}
         return pack(self.name, {**plain, "ids": list(state.ids)}, arrays)
 
@@ -234,17 +281,29 @@ class KernelRetriever:
         fields: dict[str, Any] = {**values, **arrays}
         try:
             state = KernelState(**{**fields, "ids": tuple(fields["ids"])})
-            rows, known = len(state.value), (len(state.situations), len(state.ids))
-            whole = {len(state.situation), len(state.entry), len(state.visits), len(state.weight)} == {rows}
-            if not whole or any(
-                i.size and not 0 <= i.min() <= i.max() < n
-                for i, n in zip((state.situation, state.entry), known, strict=True)
-            ):
-                raise ValueError("its arrays do not fit together")
+            _fit_together(state, self.dimension)
         except (KeyError, TypeError, ValueError) as problem:
             raise StoreError(f"these bytes are no state of the retriever '{self.name}': {problem}") from problem
         same_encoder(state.encoder, self.encoder)
         return state
+
+
+_ARRAYS = ("situations", "situation", "value", "visits", "size", "case", "weight")
+
+
+def _fit_together(state: KernelState, dimension: int) -> None:
+    """ValueError for arrays that are of no one state."""
+    rows, cases = len(state.value), len(state.case)
+    if not (
+        state.situations.shape[1:] == (dimension,)
+        and all(len(getattr(state, n)) == rows for n in ("situation", "visits", "size"))
+        and cases == len(state.weight) == int(state.size.sum())
+        and all(
+            i.size == 0 or 0 <= i.min() <= i.max() < n
+            for i, n in ((state.situation, len(state.situations)), (state.case, len(state.ids)))
+        )
+    ):
+        raise ValueError("its arrays do not fit together")
 
 
 class _Store:
@@ -253,45 +312,44 @@ class _Store:
     def __init__(self, state: KernelState) -> None:
         self.vectors = list(state.situations)
         self.places = {v.tobytes(): n for n, v in enumerate(self.vectors)}
-        # value, visits, weight by (situation, entry), oldest first.
-        self.rows: dict[tuple[int, str], tuple[float, int, float]] = {
-            (int(s), state.ids[e]): (float(v), int(n), float(w))
-            for s, e, v, n, w in zip(state.situation, state.entry, state.value, state.visits, state.weight, strict=True)
-        }
+        # (value, visits) by situation, the cases in order and their weights; oldest first. Visits with other weights
+        # stand apart, as their mean would be of no one propensity.
+        self.rows: dict[tuple[int, tuple[str, ...], tuple[float, ...]], tuple[float, int]] = {}
+        ends = np.cumsum(state.size)
+        for row, (end, size) in enumerate(zip(ends, state.size, strict=True)):
+            slate = tuple(state.ids[c] for c in state.case[end - size : end])
+            key = (int(state.situation[row]), slate, tuple(state.weight[end - size : end].tolist()))
+            self.rows[key] = (float(state.value[row]), int(state.visits[row]))
         self.targets, self.mean = state.targets, state.mean
 
-    def put(self, query: Vector, entry: str, target: float, weight: float, step: float | None) -> None:
+    def put(self, query: Vector, weights: dict[str, float], target: float, step: float | None) -> None:
         place = self.places.setdefault(query.tobytes(), len(self.vectors))
         if place == len(self.vectors):
             self.vectors.append(query)
-        value, visits, total = self.rows.get((place, entry), (target, 0, 0.0))
-        share = weight / (total + weight) if step is None else step
-        self.rows[place, entry] = (value + share * (target - value), visits + 1, total + weight)
+        slate = tuple(sorted(weights))
+        key = (place, slate, tuple(weights[c] for c in slate))
+        value, visits = self.rows.pop(key, (target, 0))
+        share = 1.0 / (visits + 1) if step is None else step
+        self.rows[key] = (value + share * (target - value), visits + 1)
         self.targets += 1
         self.mean += (target - self.mean) / self.targets
 
-    def state(self, before: KernelState, episodes: int, capacity: int, per_entry: int) -> KernelState:
-        kept: list[tuple[int, str]] = []
-        counts: dict[str, int] = {}
-        for situation, entry in reversed(self.rows):
-            counts[entry] = counts.get(entry, 0) + 1
-            if counts[entry] <= per_entry and len(kept) < capacity:
-                kept.append((situation, entry))
-        kept.reverse()
-        places = {s: n for n, s in enumerate(dict.fromkeys(s for s, _ in kept))}
-        numbers = {e: n for n, e in enumerate(dict.fromkeys(e for _, e in kept))}
-        rows = [self.rows[key] for key in kept]
+    def state(self, before: KernelState, episodes: int, capacity: int) -> KernelState:
+        kept = list(self.rows.items())[-capacity:]
+        places = {s: n for n, s in enumerate(dict.fromkeys(s for (s, _, _), _ in kept))}
+        numbers = {c: n for n, c in enumerate(dict.fromkeys(c for (_, slate, _), _ in kept for c in slate))}
         width = before.situations.shape[1]
         situations = np.array([self.vectors[s] for s in places], np.float32).reshape(len(places), width)
         return replace(
             before,
             situations=frozen(situations),
             ids=tuple(numbers),
-            situation=frozen(np.array([places[s] for s, _ in kept], np.int32)),
-            entry=frozen(np.array([numbers[e] for _, e in kept], np.int32)),
-            value=frozen(np.array([r[0] for r in rows], np.float64)),
-            visits=frozen(np.array([r[1] for r in rows], np.int32)),
-            weight=frozen(np.array([r[2] for r in rows], np.float64)),
+            situation=frozen(np.array([places[s] for (s, _, _), _ in kept], np.int32)),
+            value=frozen(np.array([v for _, (v, _) in kept], np.float64)),
+            visits=frozen(np.array([n for _, (_, n) in kept], np.int32)),
+            size=frozen(np.array([len(slate) for (_, slate, _), _ in kept], np.int32)),
+            case=frozen(np.array([numbers[c] for (_, slate, _), _ in kept for c in slate], np.int32)),
+            weight=frozen(np.array([w for (_, _, weights), _ in kept for w in weights], np.float64)),
             outcomes=before.outcomes + episodes,
             targets=self.targets,
             mean=self.mean,

@@ -4,10 +4,11 @@ Memento's parametric memory (arXiv:2508.16153, section 2.4), trained online: aft
 shown becomes an example with the episode's reward as its label, and a few minibatch steps follow over a bounded replay
 buffer. The network is ``qvalue``'s. It carries over to cases that were never shown, as ``kernel`` does not.
 
-Where we depart: what a case earned so far, as known *before* the outcome, is an input beside the vectors, so that two
-cases with equal vectors can differ; the value is a blend g·Q + (1 − g)·prior, g = N/(N + N₀) after N episodes, as a
-network that has seen ten examples knows nothing; class weights, where on, are taken out of the logit again (King &
-Zeng, 2001), so that Q stays a probability. ``baseline`` plays no part: a probability is of the reward itself.
+Where we depart: the network adds to a prior's logit, that of the mean reward tilted by similarity, so that it begins as
+top-K and a network that has learned nothing cannot prefer what is far away; what a case earned so far, as known
+*before* the outcome, is an input beside the vectors, so that two cases with equal vectors can differ; class weights,
+where on, are taken out of the logit again (King & Zeng, 2001), so that Q stays a probability. ``baseline`` plays no
+part: a probability is of the reward itself.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class ParametricState:
     """[M, 2] rows of ``vectors``: query and case, oldest first."""
     scalars: np.ndarray
     """[M, 4] as of before the outcome."""
+    nearness: np.ndarray
+    """[M] similarity minus that of the nearest candidate of its episode."""
     labels: np.ndarray
     """[M] rewards."""
     weights: np.ndarray
@@ -78,9 +81,10 @@ class ParametricRetriever:
     hidden: int = 64
     """Published: 512."""
     rate: float = 1e-3
-    decay: float = 0.01
-    batch: int = 32
-    updates: int = 2
+    decay: float = 3.0
+    """Towards 0, by rate × decay a step: rewards are noisy, and a network that may memorises them."""
+    batch: int = 16
+    updates: int = 1
     """Minibatch steps an episode."""
     balanced: bool = False
     """Weight the rarer class up, as published."""
@@ -88,10 +92,8 @@ class ParametricRetriever:
     """Weight an example by 1/propensity, at most 20."""
     with_record: bool = True
     """Whether what a case earned so far is an input; published: no."""
-    prior_episodes: float = 32.0
-    """N₀."""
-    tilt: float = 1.0
-    """How much lower the prior is for each unit of similarity below the nearest candidate."""
+    tilt: float = 5.0
+    """How much lower the prior's logit is for each unit of similarity below the nearest candidate."""
     capacity: int = 2048
     """Examples in the buffer at most, and entries with a record; the oldest go first."""
     name: str = "parametric"
@@ -102,10 +104,9 @@ class ParametricRetriever:
             dimension=(1, None),
             hidden=(1, None),
             rate=(0, 1),
-            decay=(0, 1),
+            decay=(0, 1000),
             batch=(1, None),
             updates=(0, None),
-            prior_episodes=(0, None),
             tilt=(0, None),
             capacity=(1, None),
         )
@@ -123,6 +124,7 @@ class ParametricRetriever:
             vectors=empty,
             pairs=pairs,
             scalars=frozen(np.zeros((0, len(SCALARS)), np.float32)),
+            nearness=none,
             labels=none,
             weights=none,
         )
@@ -150,16 +152,16 @@ class ParametricRetriever:
         return self.selection.choose(values, situation, hits, candidates, k, seed)
 
     def values(self, state: ParametricState, query: Vector, candidates: Sequence[Candidate]) -> Floats:
-        """g·σ(z) + (1 − g)·prior [N]."""
+        """Q = σ(z) [N]."""
         if not candidates:
             return np.zeros(0)
         x = features(query, self._cases(candidates), self._scalars(state.record, state.mean, candidates))
-        z = logits(state.net, x).astype(np.float64)
-        if self.balanced:
-            z = z - math.log(_class_weight(state.labels))
-        known = state.outcomes / max(state.outcomes + self.prior_episodes, 1.0)
-        prior = state.mean + self.tilt * nearness(candidates)
-        return np.asarray(known * sigmoid(z) + (1.0 - known) * prior)
+        return sigmoid(logits(state.net, x, self._offset(state, nearness(candidates))).astype(np.float64))
+
+    def _offset(self, state: ParametricState, near: np.ndarray) -> np.ndarray:
+        """The prior's logit [N]; as if one success and one failure had been seen besides."""
+        mean = (state.mean * state.outcomes + 1.0) / (state.outcomes + 2.0)
+        return np.asarray(math.log(mean / (1.0 - mean)) + self.tilt * near)
 
     def _cases(self, candidates: Sequence[Candidate]) -> np.ndarray:
         """The case vectors [N, D]."""
@@ -182,7 +184,8 @@ class ParametricRetriever:
             shown, earned = record.get(case.id, (0, 0.0)) if self.with_record else (0, 0.0)
             rewarded = 0.0 if case.reward is None else case.reward - 0.5
             # One outcome of the mean kind is added, so that a case that was shown once is not believed altogether.
-            rows.append([case.similarity or 0.0, rewarded, (earned - shown * mean) / (shown + 1), shown / (shown + 4)])
+            earned_above = 4.0 * (earned - shown * mean) / (shown + 1)
+            rows.append([case.similarity or 0.0, rewarded, earned_above, shown / (shown + 4)])
         return np.array(rows, np.float32).reshape(len(rows), len(SCALARS))
 
     # ----------------------------------------------------------------------------------------------------- learning
@@ -192,13 +195,15 @@ class ParametricRetriever:
         if not outcomes:
             return state
         record, mean, count = dict(state.record), state.mean, state.outcomes
-        queries, cases, scalars, labels, weights = [], [], [], [], []
+        queries, cases, scalars, near, labels, weights = [], [], [], [], [], []
         for outcome in outcomes:
             if outcome.shown:
                 query = query_of(outcome.query, self.dimension, self.name)
                 cases += list(self._cases(outcome.shown))
                 queries += [query] * len(outcome.shown)
                 scalars.append(self._scalars(record, mean, outcome.shown))
+                found = [*outcome.shown, *outcome.held]
+                near.append(nearness(found)[: len(outcome.shown)])
                 labels += [outcome.reward] * len(outcome.shown)
                 weights += [
                     min(1.0 / max(c.propensity, 1e-9), 20.0) if self.by_propensity else 1.0 for c in outcome.shown
@@ -208,7 +213,7 @@ class ParametricRetriever:
                 record[case.id] = (shown + 1, earned + outcome.reward)
             count += 1
             mean += (outcome.reward - mean) / count
-        after = self._buffered(state, queries, cases, scalars, labels, weights)
+        after = self._buffered(state, queries, cases, scalars, near, labels, weights)
         kept = list(record.items())[-self.capacity :]
         after = replace(
             after,
@@ -226,6 +231,7 @@ class ParametricRetriever:
         queries: list[np.ndarray],
         cases: list[np.ndarray],
         scalars: list[np.ndarray],
+        near: list[np.ndarray],
         labels: list[float],
         weights: list[float],
     ) -> ParametricState:
@@ -246,6 +252,7 @@ class ParametricRetriever:
             vectors=frozen(vectors),
             pairs=frozen(numbered.reshape(pairs.shape).astype(np.int32)),
             scalars=frozen(np.concatenate([state.scalars, *scalars])[-self.capacity :].astype(np.float32)),
+            nearness=frozen(np.concatenate([state.nearness, *near])[-self.capacity :].astype(np.float32)),
             labels=frozen(np.append(state.labels, np.array(labels, np.float32))[-self.capacity :]),
             weights=frozen(np.append(state.weights, np.array(weights, np.float32))[-self.capacity :]),
         )
@@ -262,7 +269,10 @@ class ParametricRetriever:
             labels = state.labels[rows]
             weights = state.weights[rows] * (1.0 + (rarer - 1.0) * labels)
             x = features(queries, cases, state.scalars[rows])
-            net, adam = adam_step(net, adam, gradient(net, x, labels, weights), rate=self.rate, decay=self.decay)
+            # Weighted by class, the best logit is higher by the log of the weight; so is the offset, while it learns.
+            offset = self._offset(state, state.nearness[rows]) + math.log(rarer)
+            slope = gradient(net, x, labels, weights, offset)
+            net, adam = adam_step(net, adam, slope, rate=self.rate, decay=self.decay)
         if not all(np.isfinite(getattr(net, f.name)).all() for f in fields(net)):
             raise NumericsError("the Q network's weights became NaN or infinite; the state before is intact")
         return replace(state, net=net, adam=adam)
@@ -292,7 +302,7 @@ class ParametricRetriever:
                     f"this retrieval state has a network of shape {state.net.w1.shape}, and the retriever's is "
                     f"{shape}; open it with the settings that it was made with"
                 )
-            lengths = {len(getattr(state, n)) for n in ("pairs", "scalars", "labels", "weights")}
+            lengths = {len(getattr(state, n)) for n in ("pairs", "scalars", "nearness", "labels", "weights")}
             if len(lengths) > 1 or not len(state.ids) == len(state.shown) == len(state.earned):
                 raise TypeError("its arrays do not fit together")
         except (KeyError, TypeError) as problem:
@@ -300,7 +310,7 @@ class ParametricRetriever:
         return state
 
 
-_ARRAYS = ("vectors", "pairs", "scalars", "labels", "weights", "shown", "earned")
+_ARRAYS = ("vectors", "pairs", "scalars", "nearness", "labels", "weights", "shown", "earned")
 
 
 def _class_weight(labels: np.ndarray) -> float:

@@ -1,10 +1,11 @@
 """Q(s,c) ≈ p(r = 1 | s, c) as a two-layer perceptron in NumPy: features, loss, gradient, Adam.
 
-    z = w₂·relu(W₁ᵀ φ(s,c) + b₁) + b₂,      Q = σ(z),      L = Σ_i a_i (log(1 + e^{z_i}) − r_i z_i) / Σ_i a_i
+    z = o(s,c) + w₂·relu(W₁ᵀ φ(s,c) + b₁) + b₂,    Q = σ(z),    L = Σ_i a_i (log(1 + e^{z_i}) − r_i z_i) / Σ_i a_i
 
 the single-step cross-entropy of Memento (arXiv:2508.16153, section 2.4: squared errors vanish near 0 and 1), a_i the
-weight of an example. Published: hidden 512 with dropout .2 on a fine-tuned text encoder; here the encoder is frozen and
-φ holds the products and differences of the two vectors, hidden is 64 by default and there is no dropout.
+weight of an example and o an offset that is not learned, the prior's logit. Published: no offset, hidden 512 with
+dropout .2 on a fine-tuned text encoder; here the encoder is frozen, φ holds the products and differences of the two
+vectors, hidden is 64 by default and there is no dropout.
 All functions are pure; a step costs O(B·F·H).
 """
 
@@ -26,7 +27,7 @@ Array = npt.NDArray[np.float32]
 
 SCALARS = ("similarity", "rewarded", "record", "records")
 """What φ says besides the vectors: cosine of query and key; the case's own reward minus ½ (0: nobody graded); what the
-case earned so far when shown, minus the mean of all, shrunk; and how much of that is known, in [0, 1)."""
+case earned so far when shown, minus the mean of all, shrunk, in logits; how much of that is known, in [0, 1)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,16 +68,12 @@ def features(query: Array, cases: Array, scalars: Array) -> Array:
 
 
 def first_net(num_features: int, hidden: int, seed: int) -> Net:
-    """Uniform in ±√(6/F) (He et al., 2015) in the first layer, ±√(6/H)/10 in the second, biases 0: the first Q are
-    near ½."""
+    """Uniform in ±√(6/F) in the first layer (He et al., 2015), else 0: at first Q is the offset's."""
     rng = np.random.Generator(np.random.PCG64(child_seed("q-network", seed)))
 
-    def spread(size: tuple[int, ...], fan_in: int) -> np.ndarray:
-        return ((2.0 * rng.random(size) - 1.0) * math.sqrt(6.0 / fan_in)).astype(np.float32)
-
-    w1 = spread((num_features, hidden), num_features)
-    w2 = spread((hidden,), hidden) * np.float32(0.1)
-    return Net(frozen(w1), frozen(np.zeros(hidden, np.float32)), frozen(w2), frozen(np.zeros(1, np.float32)))
+    w1 = (2.0 * rng.random((num_features, hidden)) - 1.0) * math.sqrt(6.0 / num_features)
+    zeros = [frozen(np.zeros(size, np.float32)) for size in (hidden, hidden, 1)]
+    return Net(frozen(w1.astype(np.float32)), *zeros)
 
 
 def sigmoid(z: npt.ArrayLike) -> np.ndarray:
@@ -86,22 +83,22 @@ def sigmoid(z: npt.ArrayLike) -> np.ndarray:
     return np.asarray(np.where(z >= 0, 1.0, small) / (1.0 + small))
 
 
-def logits(net: Net, x: np.ndarray) -> np.ndarray:
-    """z [B]."""
-    return np.asarray(np.maximum(x @ net.w1 + net.b1, 0.0) @ net.w2 + net.b2)
+def logits(net: Net, x: np.ndarray, offset: npt.ArrayLike = 0.0) -> np.ndarray:
+    """z [B] of features [B, F] and offsets [B]."""
+    return np.asarray(np.maximum(x @ net.w1 + net.b1, 0.0) @ net.w2 + net.b2 + offset)
 
 
-def loss(net: Net, x: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
+def loss(net: Net, x: np.ndarray, labels: np.ndarray, weights: np.ndarray, offset: npt.ArrayLike = 0.0) -> float:
     """L of labels [B] in [0, 1] and weights [B] ≥ 0, not all of them 0."""
-    z = logits(net, x)
+    z = logits(net, x, offset)
     return float((weights * (np.logaddexp(0.0, z) - labels * z)).sum() / weights.sum())
 
 
-def gradient(net: Net, x: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Net:
+def gradient(net: Net, x: np.ndarray, labels: np.ndarray, weights: np.ndarray, offset: npt.ArrayLike = 0.0) -> Net:
     """∂L/∂ of each parameter: with δ_i = a_i (σ(z_i) − r_i) / Σ a, back through both layers."""
     before = x @ net.w1 + net.b1
     hidden = np.maximum(before, 0.0)
-    delta = weights * (sigmoid(hidden @ net.w2 + net.b2) - labels) / weights.sum()
+    delta = weights * (sigmoid(hidden @ net.w2 + net.b2 + offset) - labels) / weights.sum()
     back = np.outer(delta, net.w2) * (before > 0.0)
     return Net(x.T @ back, back.sum(axis=0), hidden.T @ delta, delta.sum(keepdims=True))
 
