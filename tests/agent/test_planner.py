@@ -520,6 +520,20 @@ def test_a_transcript_gives_the_episode_back() -> None:
         assert text.startswith(HEADER + "\n")
 
 
+def test_a_transcript_of_other_types_or_fields_is_refused() -> None:
+    content = json.loads(play(good_planner).dumps().partition("\n")[2])
+    wrong: list[dict[str, Any]] = [
+        {"answer": 7},
+        {"turns": [{"role": "judge", "text": "x"}]},
+        {"subtasks": [{"task": "x"}]},
+        {"plans": "x"},
+        {"more": 1},
+    ]
+    for change in wrong:
+        with pytest.raises(DataError, match="damaged"):
+            PlannedEpisode.loads(f"{HEADER}\n{json.dumps(content | change)}")
+
+
 @pytest.mark.parametrize("damage", ["", "x", HEADER, HEADER + "\n", HEADER + "\n[]", HEADER + '\n{"plans": []}'])
 def test_what_is_no_transcript_is_refused(damage: str) -> None:
     with pytest.raises(DataError, match="transcript"):

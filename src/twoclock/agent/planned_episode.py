@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from twoclock.errors import DataError
 from twoclock.hashing import canonical_json
@@ -100,16 +103,10 @@ class PlannedEpisode:
             raise DataError(f"a planner's transcript begins with '{HEADER}'; got {clip(text)!r}")
         try:
             content = json.loads(text.partition("\n")[2])
-            return cls(
-                **content
-                | {
-                    "plans": tuple(tuple(plan) for plan in content["plans"]),
-                    "subtasks": tuple(_subtask(part) for part in content["subtasks"]),
-                    "turns": tuple(Turn(**part) for part in content["turns"]),
-                    "recalled": tuple(content["recalled"]),
-                }
-            )
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            if set(content) != {f.name for f in fields(cls)} - {"tokens"}:
+                raise ValueError("it has other fields than a transcript")
+            return _reader().validate_python(content)
+        except (ValueError, TypeError, RecursionError) as error:
             raise DataError(f"a damaged planner's transcript: {type(error).__name__}: {clip(str(error))}") from error
 
 
@@ -118,6 +115,6 @@ def is_transcript(text: str) -> bool:
     return text.partition("\n")[0] == HEADER
 
 
-def _subtask(part: Mapping[str, Any]) -> SubtaskRecord:
-    calls = tuple(CallRecord(**call) for call in part["calls"])
-    return SubtaskRecord(**{**part, "calls": calls, "recalled": tuple(part["recalled"])})
+@cache
+def _reader() -> TypeAdapter[PlannedEpisode]:
+    return TypeAdapter(PlannedEpisode)
