@@ -22,6 +22,7 @@ PUBLISHED = {
     "problems": "1.4 to 3.0",
     "drift": "up to 0.70, mostly 0.45 to 0.55",
 }
+STREAM = ("find", "zero", "flow")
 COLOURS = {
     "prompt_only": "#7a7a7a",
     "rl_only": "#c44e52",
@@ -191,22 +192,74 @@ def drifts(single: Sequence[Mapping[str, Any]]) -> str:
 
 
 def plasticity(found: Sequence[Mapping[str, Any]]) -> str:
+    """The second task, learned by plain RL from where each arm's weights ended on the first."""
     rows = []
-    for c in found:
-        task = next(iter(c["points"][0]["scores"]))
-        scores = [score(p, task) for p in c["points"]]
-        rows.append([c["task"], c["arm"], str(c["seed"]), task, f"{scores[0]:.2f}", f"{sum(scores) / len(scores):.2f}",
-                     f"{scores[-1]:.2f}", f"{sum(c['dead_groups']) / len(c['dead_groups']):.2f}"])  # fmt: skip
-    return table(["learned before", "by", "seed", "learns", "first", "mean", "last", "dead groups"], rows)
+    for arm in ARMS:
+        mine = [c for c in found if c["arm"] == arm]
+        if not mine:
+            continue
+        task = next(iter(mine[0]["points"][0]["scores"]))
+        curves = [[score(p, task) for p in c["points"]] for c in mine]
+        rows.append(
+            [
+                mine[0]["task"],
+                arm,
+                str(len(mine)),
+                task,
+                *(over_seeds([part(curve) for curve in curves]) for part in (_first, _mean, _last)),
+                over_seeds([_mean(c["dead_groups"]) for c in mine]),
+                "; ".join(" ".join(f"{v:.2f}" for v in curve) for curve in curves),
+            ]
+        )
+    heads = ["learned before", "by", "seeds", "learns", "first", "mean of the curve", "last", "dead groups", "by seed"]
+    return table(heads, rows)
+
+
+def _first(values: Sequence[float]) -> float:
+    return values[0]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _last(values: Sequence[float]) -> float:
+    return values[-1]
 
 
 def stream(found: Sequence[Mapping[str, Any]]) -> str:
+    """Three phases: the score of each task at the end of its own phase and at the end of all, deployed and without any
+    prompt; the drift at the end; and the mean over phases of the mean score on the tasks met so far."""
     rows = []
-    for c in found:
-        for p in c["points"]:
-            scores = [f"{score(p, t):.2f}" if t in p["scores"] else "–" for t in ("find", "zero", "flow")]
-            rows.append([c["arm"], str(c["seed"]), str(p["round"]), *scores])
-    return table(["arm", "seed", "round", "find", "zero", "flow"], rows)
+    for arm in ARMS:
+        mine = [c for c in found if c["arm"] == arm]
+        if not mine:
+            continue
+        row = [arm, str(len(mine))]
+        for phase, task in enumerate(STREAM, 1):
+            own = [_at(c, phase) for c in mine]
+            end = [_at(c, len(STREAM)) for c in mine]
+            row.append(over_seeds([score(p, task) for p in own]))
+            row.append(over_seeds([score(p, task) for p in end]))
+            row.append(over_seeds([score(p, task, "none") for p in end]))
+        row.append(over_seeds([_anytime(c) for c in mine]))
+        row.append(over_seeds([c["points"][-1]["drift"]["general"][0] for c in mine]))
+        rows.append(row)
+    heads = ["arm", "seeds"]
+    for task in STREAM:
+        heads += [f"{task}: own phase", "end", "end, no prompt"]
+    return table([*heads, "anytime", "KL(live‖base), general"], rows)
+
+
+def _at(cell: Mapping[str, Any], phase: int) -> Mapping[str, Any]:
+    """The point at the end of a phase, counted from 1."""
+    rounds = cell["points"][-1]["round"] // len(STREAM)
+    return next(p for p in cell["points"] if p["round"] == phase * rounds)
+
+
+def _anytime(cell: Mapping[str, Any]) -> float:
+    met = [[score(_at(cell, n), task) for task in STREAM[:n]] for n in range(1, len(STREAM) + 1)]
+    return _mean([_mean(scores) for scores in met])
 
 
 def words() -> str:
@@ -266,7 +319,79 @@ def figures() -> list[Any]:
             title=f"{task}: deployed held-out score, a line a seed", height=360, template="plotly_white"
         )
         drawn.append(figure)
-    return drawn
+    return [*drawn, *([_published()] if cells("early") else []), *([_stream()] if cells("stream") else [])]
+
+
+def _published() -> Any:
+    """Our ratios beside the published range: how many times sooner in problems, and the share of KL saved."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    from twoclock.measure import matched_drift, sample_efficiency
+
+    figure = make_subplots(rows=1, cols=2, subplot_titles=("sooner than RL, in problems", "KL saved at equal score"))
+    for task in ("find", "zero", "flow"):
+        source = cells("early") if task == "find" else cells("single")
+        arms = {a: {c["seed"]: c for c in source if c["task"] == task and c["arm"] == a} for a in ("fst", "rl_only")}
+        shared = sorted(set(arms["fst"]) & set(arms["rl_only"]))
+        if not shared:
+            continue
+        ours, theirs = ([curve_of(arms[a][s], task) for s in shared] for a in ("fst", "rl_only"))
+        sooner = sample_efficiency(ours, theirs, TARGETS[task]).running_max["problems"].ratio
+        side = {a: {s: drift_of(c, task) for s, c in by_seed.items()} for a, by_seed in arms.items()}
+        saved = matched_drift(side["fst"], side["rl_only"], TARGETS[task]).reduction
+        for column, found in enumerate((sooner, saved), 1):
+            if found.is_known:
+                error = {"array": [found.high - found.estimate], "arrayminus": [found.estimate - found.low]}
+                point = go.Scatter(
+                    x=[task],
+                    y=[found.estimate],
+                    error_y={"symmetric": False, **error},
+                    mode="markers",
+                    marker={"color": COLOURS["fst"], "size": 9},
+                    showlegend=False,
+                )
+                figure.add_trace(point, row=1, col=column)
+    for column, (low, high) in enumerate(((1.4, 3.0), (0.45, 0.70)), 1):
+        figure.add_hrect(y0=low, y1=high, fillcolor="#999999", opacity=0.25, line_width=0, row=1, col=column,
+                         annotation_text="published", annotation_position="top right")  # fmt: skip
+    figure.update_yaxes(type="log", row=1, col=1)
+    figure.update_yaxes(range=[-1.5, 1.05], row=1, col=2)
+    return figure.update_layout(
+        title="Fast-Slow Training against RL alone: ours (95 % over seeds) and published", height=360,
+        template="plotly_white",
+    )  # fmt: skip
+
+
+def _stream() -> Any:
+    """All three tasks through the three phases: deployed, and without any prompt (dotted)."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    found = cells("stream")
+    figure = make_subplots(rows=1, cols=len(STREAM), subplot_titles=STREAM)
+    named: set[str] = set()
+    for c in found:
+        for column, task in enumerate(STREAM, 1):
+            for cell, dash in (("learned", "solid"), ("none", "dot")):
+                line = go.Scatter(
+                    x=[p["round"] for p in c["points"]],
+                    y=[score(p, task, cell) for p in c["points"]],
+                    name=c["arm"],
+                    legendgroup=c["arm"],
+                    showlegend=c["arm"] not in named,
+                    line={"color": COLOURS.get(c["arm"], "#222222"), "width": 1.5, "dash": dash},
+                    mode="lines",
+                )
+                figure.add_trace(line, row=1, col=column)
+                named.add(c["arm"])
+    for phase in (1, 2):
+        figure.add_vline(x=12 * phase, line={"dash": "dot", "color": "#999999"})
+    figure.update_yaxes(range=[-0.02, 1.02])
+    return figure.update_layout(
+        title="Three phases of 12 rounds: find, zero, flow; a line a seed, dotted without the prompt", height=360,
+        template="plotly_white",
+    )  # fmt: skip
 
 
 def main() -> None:
