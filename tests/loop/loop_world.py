@@ -14,7 +14,7 @@ from twoclock.allocate import GateConfig, build_allocator, gate_for
 from twoclock.contracts import Policy, Task
 from twoclock.evaluation import EvaluationSettings, Evaluator
 from twoclock.gathering import RolloutSettings
-from twoclock.loop import Loop
+from twoclock.loop import Loop, StoreSettings
 from twoclock.models.scripted import ScriptedPolicy
 from twoclock.seeding import child_rng
 from twoclock.store import RunStore
@@ -41,6 +41,7 @@ class World:
     gates: GateConfig = OPEN_GATES
     rollouts: RolloutSettings = ROLLOUTS
     measure: EvaluationSettings = MEASURE
+    keeping: StoreSettings | None = None
     tasks: Mapping[str, Task] = field(
         default_factory=lambda: {"largest": tiny_task(), "smallest": tiny_task("smallest", want="smallest")}
     )
@@ -67,6 +68,7 @@ class World:
             sampling=SAMPLING,
             rollouts=self.rollouts,
             evaluation=self.measure,
+            keeping=self.keeping,
             observer=observer,
         )
 
