@@ -7,17 +7,20 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from tiny_world import SAMPLING, gather, tiny_bench
+from tiny_world import SAMPLING, gather, tiny_bench, tiny_task
+from twoclock.agent.planned_episode import CallRecord, PlannedEpisode, SubtaskRecord
+from twoclock.agent.toolbox import Toolbox
+from twoclock.agent.tools import as_tool
 from twoclock.contracts import Channel, Task
 from twoclock.hashing import content_hash
 from twoclock.models.mounting import Mounting
 from twoclock.models.plain import plain_logits
-from twoclock.types import Budget, Completion, Conditioning, Item, Proposal, Request, Sampling
+from twoclock.types import Budget, Completion, Conditioning, Evidence, Item, Proposal, Request, Rollout, Sampling
 
 PROBES = ("Which number is the largest: 12, 40?", "2 + 2 = ?")
 
@@ -58,12 +61,44 @@ def model_bits(policy: Any) -> str:
     return content_hash([parts, hooks])
 
 
+def look_up(name: str) -> str:
+    """The tool that the transcripts below call."""
+    return name
+
+
+def agent_task() -> Any:
+    """The tiny task with a toolbox, as channels find it that learn from what an agent did."""
+    task: Any = tiny_task()
+    task.toolbox = Toolbox([as_tool(look_up, pure=True)])
+    return task
+
+
+def seen_by(channel: Channel[Any], policy: Any, task: Task, **options: Any) -> Evidence:
+    """What a round shows a channel: what the policy answered, or the same answers as transcripts of an agent."""
+    evidence = gather(policy, task, **options)
+    if channel.name not in ("subtasks", "tools"):
+        return evidence
+    groups = tuple(
+        replace(group, rollouts=tuple(_as_transcript(r, group.item.prompt) for r in group.rollouts))
+        for group in evidence.groups
+    )
+    return replace(evidence, groups=groups)
+
+
+def _as_transcript(rollout: Rollout, question: str) -> Rollout:
+    told = rollout.completion.text.encode("utf-8", "replace").decode("utf-8")
+    call = CallRecord(name="look_up", arguments={"name": told}, result=told)
+    subtask = SubtaskRecord(task=f"look up: {question}", result=told, done=True, calls=(call,))
+    text = PlannedEpisode(answer=told, plans=((subtask.task,),), subtasks=(subtask,)).dumps()
+    return replace(rollout, completion=replace(rollout.completion, text=text))
+
+
 def lived(channel: Channel[Any], policy: Any, task: Task, *, rounds: int = 3) -> Any:
     """A state after some accepted proposals, each from evidence gathered under the state before."""
     state = channel.init(policy.card, 11)
     for number in range(1, rounds + 1):
         deployed = channel.condition(state, task.name)
-        evidence = gather(policy, task, conditioning=deployed, round=number)
+        evidence = seen_by(channel, policy, task, conditioning=deployed, round=number)
         offer = channel.propose(tiny_bench(policy, task), state, evidence, Budget(rollouts=120), number)
         if isinstance(offer, Proposal):
             state = offer.state

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contract_world import Meter, answers, lived, logits, model_bits, same_bits
+from contract_world import Meter, agent_task, answers, lived, logits, model_bits, same_bits, seen_by
 
-from tiny_world import SAMPLING, channel_names, gather, make_channel, no_evidence, tiny_bench, tiny_task
+from tiny_world import SAMPLING, channel_names, make_channel, no_evidence, tiny_bench
 from twoclock.bench import Bench
 from twoclock.contracts import Channel, Population
 from twoclock.errors import BudgetError, StoreError
@@ -34,7 +34,7 @@ from twoclock.types import (
     Timescale,
 )
 
-TASK = tiny_task()
+TASK = agent_task()
 
 pytestmark = pytest.mark.parametrize("name", channel_names())
 
@@ -51,7 +51,7 @@ def state(request: pytest.FixtureRequest, channel: Channel[Any], tiny: Any) -> A
 
 def propose(channel: Channel[Any], policy: Any, state: Any, *, seed: int = 5, rollouts: int = 120) -> Any:
     deployed = channel.condition(state, TASK.name)
-    evidence = gather(policy, TASK, conditioning=deployed, round=4)
+    evidence = seen_by(channel, policy, TASK, conditioning=deployed, round=4)
     return channel.propose(tiny_bench(policy, TASK), state, evidence, Budget(rollouts=rollouts), seed)
 
 
@@ -126,7 +126,7 @@ def test_the_rollout_budget_holds(name: str, channel: Channel[Any], tiny: Any, r
     meter, budget = Meter(tiny), Budget(rollouts=rollouts)
     state = channel.init(tiny.card, 11)
     bench = tiny_bench(meter, TASK, budget=budget)
-    offer = channel.propose(bench, state, gather(tiny, TASK), budget, 5)
+    offer = channel.propose(bench, state, seen_by(channel, tiny, TASK), budget, 5)
     assert meter.rollouts == bench.spent.rollouts <= rollouts
     assert offer.cost.rollouts <= rollouts
 
@@ -136,7 +136,7 @@ def test_the_token_budget_holds(name: str, channel: Channel[Any], tiny: Any, tok
     meter, budget = Meter(tiny), Budget(tokens=tokens)
     state = channel.init(tiny.card, 11)
     bench = tiny_bench(meter, TASK, budget=budget)
-    channel.propose(bench, state, gather(tiny, TASK), budget, 5)
+    channel.propose(bench, state, seen_by(channel, tiny, TASK), budget, 5)
     assert meter.tokens == bench.spent.tokens <= tokens
 
 

@@ -10,7 +10,7 @@ Results of pure calls are kept apart (:mod:`twoclock.agent.result_cache`), by ex
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,6 +32,7 @@ __all__ = [
     "Suggestion",
     "nearness",
     "suggest",
+    "suggest_from",
     "suggestion_notes",
     "tool_entries",
 ]
@@ -41,7 +42,7 @@ RESULT_CHARS = 200
 CANDIDATES = 32
 """Entries of like situations that a suggestion is made from."""
 PRIOR_USES, PRIOR_REWARD = 1.0, 0.5
-"""What a tool is taken to be worth before it was used: so many uses that earned so much."""
+"""What tools are taken to be worth before they were used: so many uses that earned so much."""
 SUCCESS = 0.5
 """The reward from which on an episode counts as a success."""
 TOOLS: tuple[Kind, ...] = ("tool",)
@@ -129,11 +130,11 @@ class Suggestion:
 
     tool: str
     value: float
-    """The expected reward in [0, 1]: a kernel estimate, drawn to one half where there is little to go by."""
+    """The expected reward in [0, 1]: a kernel estimate, drawn to that of all tools where there is little to go by."""
     uses: int
     """Episodes behind it."""
     entry: Entry
-    """The nearest of its entries that says which it was: a success where ``value`` is at least one half."""
+    """The nearest of its entries that tells what it is worth: a success where it helped, otherwise a failure."""
 
 
 def suggest(
@@ -149,21 +150,36 @@ def suggest(
     """The tools that were used in situations like this one, the most helpful first; at most ``k``.
 
     A tool's value is ``(Σ w n r + p q) / (Σ w n + p)`` over its entries: ``r`` the reward, ``n`` the episodes, ``w``
-    the nearness of its situation (:func:`nearness`), and ``p`` uses of reward ``q`` as the prior. Entries of tools that
-    are not in the toolbox, or are there in another version, are stale and count for nothing. Raises ConfigError for a
-    ``k`` below 0.
+    the nearness of its situation (:func:`nearness`), and ``p`` uses of reward ``q`` as the prior; ``q`` is the same
+    estimate over the entries of all tools, with one half as its prior. A tool is said to have helped where its value is
+    at least one half or at least ``q``: where calls share an episode's reward, the right one too fails more often than
+    not. Entries of tools that are not in the toolbox, or are there in another version, are stale and count for nothing.
+    Raises ConfigError for a ``k`` below 0.
     """
     if k < 0:
         raise ConfigError(f"k, the number of suggestions, must be at least 0; got {k}")
     if k == 0 or not len(toolbox):
         return ()
-    hits = memory.search(situation, scope=scope, k=candidates, kinds=TOOLS, now=now)
+
+    def fresh(hit: Hit) -> bool:
+        name = hit.entry.body.get("tool")
+        return isinstance(name, str) and name in toolbox and hit.entry.body.get("version") == toolbox[name].version
+
+    return suggest_from(memory.search(situation, scope=scope, k=candidates, kinds=TOOLS, now=now), k, fresh)
+
+
+def suggest_from(
+    hits: Sequence[Hit], k: int, fresh: Callable[[Hit], bool] = lambda hit: True
+) -> tuple[Suggestion, ...]:
+    """The suggestions that these hits give rise to, as in :func:`suggest`; those that are not ``fresh`` count for
+    nothing, but do say how near the others are."""
     of_tool: dict[str, list[tuple[Hit, float]]] = {}
     for hit, near in zip(hits, nearness(hits), strict=True):
         name = hit.entry.body.get("tool")
-        if isinstance(name, str) and name in toolbox and hit.entry.body.get("version") == toolbox[name].version:
+        if isinstance(name, str) and fresh(hit):
             of_tool.setdefault(name, []).append((hit, near))
-    made = [_suggestion(name, found) for name, found in of_tool.items()]
+    common = _estimate([found for of_one in of_tool.values() for found in of_one], PRIOR_REWARD)
+    made = [_suggestion(name, found, common) for name, found in of_tool.items()]
     return tuple(sorted(made, key=lambda s: (-s.value, s.tool))[:k])
 
 
@@ -183,15 +199,18 @@ def nearness(hits: Sequence[Hit]) -> list[float]:
     return [mean / max(means) for mean in means]
 
 
-def _suggestion(tool: str, hits: Sequence[tuple[Hit, float]]) -> Suggestion:
-    weight, earned, uses = PRIOR_USES, PRIOR_USES * PRIOR_REWARD, 0
-    for hit, near in hits:
-        episodes = max(1, len(hit.entry.provenance))
-        part = episodes * near
-        weight, earned, uses = weight + part, earned + part * (hit.entry.reward or 0.0), uses + episodes
-    value = earned / weight
+def _estimate(hits: Sequence[tuple[Hit, float]], prior: float) -> float:
+    """The kernel estimate of the reward."""
+    weights = [max(1, len(hit.entry.provenance)) * near for hit, near in hits]
+    earned = sum(w * (hit.entry.reward or 0.0) for w, (hit, _) in zip(weights, hits, strict=True))
+    return (earned + PRIOR_USES * prior) / (sum(weights) + PRIOR_USES)
+
+
+def _suggestion(tool: str, hits: Sequence[tuple[Hit, float]], common: float) -> Suggestion:
+    value = _estimate(hits, common)
     by_nearness = [hit for hit, _ in sorted(hits, key=lambda found: -found[1])]
-    agreeing = [hit for hit in by_nearness if bool(hit.entry.body.get("helped")) == (value >= SUCCESS)]
+    agreeing = [hit for hit in by_nearness if bool(hit.entry.body.get("helped")) == (value >= min(SUCCESS, common))]
+    uses = sum(max(1, len(hit.entry.provenance)) for hit in by_nearness)
     return Suggestion(tool=tool, value=value, uses=uses, entry=(agreeing or by_nearness)[0].entry)
 
 

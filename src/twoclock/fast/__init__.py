@@ -25,6 +25,9 @@ FAST_CHANNELS: dict[str, str] = {
     "null": "twoclock.fast.null:SPEC",
     "prompts": "twoclock.fast.prompts:SPEC",
     "reflections": "twoclock.fast.memory.reflections:SPEC",
+    # They read what an agent did, so they stand above this room; a name is no import.
+    "subtasks": "twoclock.agent.channels:SUBTASKS",
+    "tools": "twoclock.agent.channels:TOOLS",
 }
 
 

@@ -49,6 +49,8 @@ class Learned:
     """What a channel makes of a round: entries, what they cost, and what was refused and why."""
 
     entries: list[Entry] = field(default_factory=list)
+    gone: dict[str, str] = field(default_factory=dict)
+    """Ids of entries that no longer hold, each with its reason."""
     refused: list[str] = field(default_factory=list)
     reflector_calls: int = 0
 
@@ -133,8 +135,9 @@ class MemoryChannel(ABC):
             elif bank.get(entry.id) is None:
                 added.append(entry)
             bank = bank.add(entry)
-        gone = evict(bank.entries, bank.effects, now, self.config.max_entries)
-        bank = bank.retire(gone)
+        bank = bank.retire(learned.gone)
+        evicted = evict(bank.entries, bank.effects, now, self.config.max_entries)
+        bank, gone = bank.retire(evicted), {**learned.gone, **evicted}
         after = MemoryState(bank, self._finder.learn(state.learned, state.bank, evidence))
         cost = Cost(
             **{n: getattr(bench.spent, n) - getattr(started, n) for n in ("rollouts", "prompt_tokens")},
