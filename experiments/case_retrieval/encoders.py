@@ -1,4 +1,4 @@
-"""How often each encoder finds a paraphrase: R@1, R@4, texts a second. Prints the table of docs/memory-retrieval.md.
+"""How often each encoder finds a paraphrase, and how fast: the table of docs/memory-retrieval.md.
 
     python experiments/case_retrieval/encoders.py --json experiments/case_retrieval/results/encoders.json
 
@@ -39,9 +39,9 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 def measure(encoder: Encoder) -> dict[str, Any]:
     rows = pairs()
     encoder.encode(["warm"])
-    begun = time.perf_counter()
+    begun = time.process_time()
     keys, queries = encoder.encode([k for k, _ in rows]), encoder.encode([q for _, q in rows])
-    seconds = time.perf_counter() - begun
+    seconds = time.process_time() - begun
     similarities = queries @ keys.T
     # A key that is as near as the right one counts against it: no tie is won by order.
     right = np.diag(similarities)
@@ -53,7 +53,7 @@ def measure(encoder: Encoder) -> dict[str, Any]:
         "pairs": len(rows),
         **{f"recall_at_{k}": round(n / len(rows), 4) for k, n in found.items()},
         **{f"recall_at_{k}_interval": [round(x, 3) for x in wilson(n, len(rows))] for k, n in found.items()},
-        "texts_per_s": round(2 * len(rows) / seconds, 1),
+        "texts_per_cpu_s": round(2 * len(rows) / seconds, 1),
     }
 
 
@@ -88,7 +88,7 @@ def main() -> None:
         low, high = r["recall_at_1_interval"]
         print(
             f"{r['encoder']:34} D {r['dimension']:5}  R@1 {r['recall_at_1']:.2f} [{low:.2f}, {high:.2f}]  "
-            f"R@4 {r['recall_at_4']:.2f}  {r['texts_per_s']:9.1f} texts/s  {'centred' if r.get('centred') else ''}"
+            f"R@4 {r['recall_at_4']:.2f}  {r['texts_per_cpu_s']:9.1f} texts/CPU s{', centred' * bool(r.get('centred'))}"
         )
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -301,6 +301,10 @@ def test_learned_ones_need_vectors_of_one_encoder(name: str) -> None:
         retriever.choose(state, np.ones(4, np.float32), HITS, 1, 0, vectors=VECTORS)
     with pytest.raises(NumericsError, match="NaN"):
         retriever.choose(state, QUERY * np.float32(np.nan), HITS, 1, 0, vectors=VECTORS)
+    with pytest.raises(ConfigError, match="has length 2; expected 1"):
+        retriever.choose(state, QUERY * 2, HITS, 1, 0, vectors=VECTORS)
+    nothing = retriever.choose(state, QUERY * 0, HITS, 2, 0, vectors=VECTORS)  # a text with nothing in it
+    assert len(nothing.entries) == 2
     other = make(name, encoder="other:6")
     for call in (
         lambda: choose(other, state),
@@ -327,6 +331,8 @@ def test_rewards_that_are_none_are_refused(reward: float) -> None:
         Outcome(query=None, shown=(), reward=reward)
     with pytest.raises(NumericsError, match="baseline"):
         Outcome(query=None, shown=(), reward=0.0, baseline=math.nan)
+    with pytest.raises(ConfigError, match="same entry twice"):
+        Outcome(query=None, shown=(Candidate(id="a"),), held=(Candidate(id="a"),), reward=0.0)
     with pytest.raises(ConfigError, match="propensity"):
         Candidate(id="a", propensity=math.nan)
     with pytest.raises(NumericsError, match="similarity"):

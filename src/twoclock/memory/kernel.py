@@ -128,7 +128,7 @@ class KernelRetriever:
     """With shared credit, weight an outcome by 1/propensity, at most 20."""
     least_evidence: float = 0.5
     """Where all candidates together have fewer outcomes near this situation, the search's order stands."""
-    capacity: int = 4096
+    capacity: int = 2048
     """Stored outcomes at most; the oldest go first."""
     name: str = "kernel"
 

@@ -86,6 +86,10 @@ class Outcome:
             raise NumericsError(f"the reward of an episode is {self.reward!r}; expected a number in [0, 1]")
         if not math.isfinite(self.baseline):
             raise NumericsError(f"the baseline of an episode is {self.baseline!r}; expected a finite number")
+        ids = [c.id for c in (*self.shown, *self.held)]
+        if len(set(ids)) < len(ids):
+            twice = sorted({i for i in ids if ids.count(i) > 1})
+            raise ConfigError(f"an outcome names the same entry twice, as shown or as held: {', '.join(twice)}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -247,6 +251,9 @@ def query_of(query: npt.ArrayLike | None, dimension: int, name: str) -> Vector:
         raise ConfigError(f"the query's vector has the shape {array.shape}; the retriever '{name}' takes [{dimension}]")
     if not np.isfinite(array).all():
         raise NumericsError("the query's vector holds NaN or infinity")
+    length = float(np.linalg.norm(array))
+    if length and abs(length - 1.0) > 0.01:
+        raise ConfigError(f"the query's vector has length {length:.3g}; expected 1, as encoders give, or a zero vector")
     return frozen(array)
 
 
