@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import click
 
 from twoclock.cli.output import clean, json_option, one_line, run_argument, show, show_json
+from twoclock.contracts import Remembering
 from twoclock.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from twoclock.contracts import Channel
+    from twoclock.memory.bank import Bank
     from twoclock.store import RunStore
     from twoclock.types import Conditioning, Delta, LedgerEntry, Snapshot
 
@@ -36,13 +38,13 @@ class Stepped(Protocol):
 def command(run: Path, a: str, b: str, as_json: bool) -> None:
     """What is different between the states that rounds A and B left behind; B may be 'live', and is where left out.
 
-    For prompts the text that each task's model is shown, line by line; for weights the steps between and the size of
-    the change; then the ledger's entries in between.
+    For prompts the text that each task's model is shown, line by line; for memory the entries that came, went, or were
+    measured; for weights the steps between and the size of the change; then the ledger's entries in between.
 
     \b
     Keys of --json: run, a, b, channels.NAME {timescale, before, after,
-    changed, prompts {TASK: diff lines}, weights {steps, norm_a, norm_b,
-    norm_change, largest [[module, norm]]}, note}, entries.
+    changed, prompts {TASK: diff lines}, memory [diff lines], weights {steps,
+    norm_a, norm_b, norm_change, largest [[module, norm]]}, note}, entries.
     """
     from twoclock.store import RunStore
 
@@ -103,6 +105,7 @@ def _channel(store: RunStore, name: str, first: Snapshot, second: Snapshot) -> d
         "changed": before != after,
         "prompts": {},
         "weights": None,
+        "memory": [],
         "note": None,
     }
     if before == after:
@@ -115,13 +118,28 @@ def _channel(store: RunStore, name: str, first: Snapshot, second: Snapshot) -> d
     tasks = list(dict.fromkeys(str(phase["task"]) for phase in store.config["stream"]))
     told = {task: [channel.condition(state, task) for state in states] for task in tasks}
     found["prompts"] = {task: lines for task, (old, new) in told.items() if (lines := _text_diff(old, new))}
+    if isinstance(channel, Remembering):
+        found["memory"] = _memory(*(channel.bank(state) for state in states))
     old, new = told[tasks[0]]
     if old.delta or new.delta:
         steps = [state.step for state in states if isinstance(state, Stepped)]
         found["weights"] = {"steps": steps if len(steps) == 2 else None, **_weights(old.delta, new.delta)}
-    if not found["prompts"] and not found["weights"]:
+    if not found["prompts"] and not found["weights"] and not found["memory"]:
         found["note"] = "the model is shown the same; what changed is behind it, such as candidates in a pool"
     return found
+
+
+def _memory(old: Bank, new: Bank) -> list[str]:
+    """A line for each entry that is gone (``-``), new (``+``), or credited anew (a space), with what it says."""
+    lines = [f"- {e.id} {e.kind}: {e.key} → {e.text}" for e in old.entries if new.get(e.id) is None]
+    lines += [f"+ {e.id} {e.kind}: {e.key} → {e.text}" for e in new.entries if old.get(e.id) is None]
+    for entry in new.entries:
+        before, after = old.effect(entry.id), new.effect(entry.id)
+        if old.get(entry.id) is not None and before != after:
+            worth = "not known yet" if after.difference is None else f"{after.difference:+.3f}"
+            reads = f"{before.shown + before.held} → {after.shown + after.held} reads"
+            lines.append(f"  {entry.id} {entry.kind}: {reads}, showing it is worth {worth}")
+    return lines
 
 
 def _build(store: RunStore, name: str) -> Channel[Any]:
@@ -224,6 +242,9 @@ def _channel_words(name: str, channel: Mapping[str, Any]) -> list[str]:
     for task, changed in channel["prompts"].items():
         lines.append(f"  the deployed prompt for {clean(task)}:")
         lines += [f"    {_coloured(clean(line))}" for line in changed]
+    if channel["memory"]:
+        lines.append(f"  memory, {len(channel['memory'])} entries:")
+        lines += [f"    {_coloured(clean(one_line(line, 110)))}" for line in channel["memory"]]
     if channel["weights"]:
         lines += _weights_words(channel["weights"])
     return lines
