@@ -35,6 +35,7 @@ VERBS: dict[str, str] = {
     "probe": "Drift, retention, plasticity, out of distribution: what learning did to a run.",
     "check": "Hold a run to limits, for pipelines.",
     "chat": "Talk to the model as it stands.",
+    "memory": "An agent's memory: entries, what they are worth, undo of any write.",
     "export": "Write the slow weights as an adapter folder that PEFT loads.",
     "report": "Write a run's HTML report.",
     "models": "The models on this machine, and how to use others.",

@@ -274,7 +274,10 @@ def _favour(first: Entry, second: Entry, sure: float) -> tuple[str | None, str]:
     is worth more. Never the newer for being newer."""
     if max(sure, 1 - sure) >= SURE:
         better = first if sure > 0.5 else second
-        return better.id, f"showing it was measured to be worth more (probability {max(sure, 1 - sure):.0%})"
+        return (
+            better.id,
+            f"showing it was measured to be worth more (probability {min(max(sure, 1 - sure), 0.999):.3g})",
+        )
     rewards = [e.reward for e in (first, second)]
     if rewards[0] is not None and rewards[1] is not None and abs(rewards[0] - rewards[1]) >= 0.25:
         better, worse = (first, second) if rewards[0] > rewards[1] else (second, first)
