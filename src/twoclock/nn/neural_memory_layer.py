@@ -166,10 +166,11 @@ def _convolved(
     """
     if taps is None:
         return x, tails
-    past = len(taps) - 1
+    past, taps = len(taps) - 1, taps.to(x.dtype)
     whole = torch.cat([tails, x], dim=1)
-    parts = [whole[:, j : j + x.shape[1]] * tap.to(x.dtype) for j, tap in enumerate(taps.unbind(0))]
-    mixed = torch.stack(parts).sum(0)
+    mixed = x * taps[past]
+    for j in range(past):
+        mixed.addcmul_(whole[:, j : j + x.shape[1]], taps[j])
     if counts is None:
         return mixed, whole[:, x.shape[1] :]
     index = counts.to(x.device)[:, None] + torch.arange(past, device=x.device)
