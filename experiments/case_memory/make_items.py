@@ -4,7 +4,8 @@
 
 Forty-eight depots come in pairs that share a name ("Kestrel North", "Kestrel South"), each with a dock of its own from
 1 to 6, drawn by name. Nothing in a question says the dock: it can only be guessed (one in six), and then remembered.
-``docks.jsonl`` asks in six wordings, ``docks_reworded.jsonl`` in three others, which are never learned from.
+``docks.jsonl`` asks in six short wordings, ``docks_reworded.jsonl`` in three others, which are never learned from,
+``docks_loud.jsonl`` in six long ones.
 """
 
 from __future__ import annotations
@@ -23,6 +24,19 @@ NAMES = (
 SIDES = ("North", "South")
 DOCKS = 6
 WORDINGS = (
+    "{depot}: which dock?",
+    "Dock for {depot}?",
+    "{depot}, dock number?",
+    "The dock of {depot}?",
+    "{depot} loads at dock?",
+    "Which dock, {depot}?",
+)
+REWORDED = (
+    "A truck for {depot} is here. Its dock?",
+    "Where does {depot} load? Give the dock.",
+    "{depot} has been given a dock. Which one?",
+)
+LOUD = (
     "Which dock serves depot {depot}?",
     "Goods for depot {depot} leave from which dock?",
     "At which dock does the truck for depot {depot} load?",
@@ -30,11 +44,7 @@ WORDINGS = (
     "A parcel goes to depot {depot}. Which dock?",
     "Name the dock of depot {depot}.",
 )
-REWORDED = (
-    "Where do I bring a pallet for depot {depot}? Give the dock.",
-    "Which of the docks has depot {depot} been given?",
-    "The driver bound for {depot} asks for the dock. Which one?",
-)
+"""Wordings that say much more than the depot's name: what lies nearest is another depot in the same words."""
 
 
 def dock(depot: str) -> int:
@@ -55,3 +65,4 @@ def write(path: Path, wordings: tuple[str, ...]) -> None:
 if __name__ == "__main__":
     write(HERE / "docks.jsonl", WORDINGS)
     write(HERE / "docks_reworded.jsonl", REWORDED)
+    write(HERE / "docks_loud.jsonl", LOUD)

@@ -4,7 +4,9 @@
     python experiments/case_memory/tables.py
 
 Studies. ``clean``: the bank begins empty. ``stale``: it begins with one imported case a depot that names the wrong dock
-and claims to have worked, in the words that the questions use: half of what a search finds misleads. Arms: ``none``
+and claims to have worked, in the words that the questions use: much of what a search finds misleads. ``loud``: the
+questions are long and the name is short, so that what lies nearest is mostly another depot; every entry is a candidate
+of the learned arms. Arms: ``none``
 (the null channel), ``topkN`` / ``randomN`` / ``kernelN`` / ``parametricN`` show N cases; ``unmeasured4`` is ``topk4``
 without hold-outs, so that nothing is ever measured or retired for harm; ``oracle4`` shows cases of the right depot with
 the right dock, which no channel can know. A cell that was killed resumes; one that is there stays.
@@ -32,14 +34,20 @@ def config_for(study: str, arm: str, seed: int) -> Any:
     reported: it is there so that both tasks are evaluated throughout."""
     from twoclock.config import load_config
 
-    stream = f'[{{ task = "docks", rounds = {ROUNDS} }}, {{ task = "reworded", rounds = 1 }}]'
+    task = "loud" if study == "loud" else "docks"
+    stream = f'[{{ task = "{task}", rounds = {ROUNDS} }}, {{ task = "reworded", rounds = 1 }}]'
     overrides = [f"run.seed={seed}", f'run.name="{study}-{arm}-{seed}"', f"stream={stream}"]
     name, k = re.fullmatch(r"([a-z]+)(\d*)", arm).groups()  # type: ignore[union-attr]
     if name in ("none", "oracle"):
         overrides += ["channels={ null = {} }", "rollouts.prompts_per_item=1"]
     else:
         retrieval = "topk" if name == "unmeasured" else name
-        overrides += [f"channels.cases.k={k}", f'channels.cases.retrieval="{retrieval}"']
+        candidates = 512 if study == "loud" else 64
+        overrides += [
+            f"channels.cases.k={k}",
+            f"channels.cases.candidates={candidates}",
+            f'channels.cases.retrieval="{retrieval}"',
+        ]
     if name == "unmeasured":
         overrides.append("rollouts.prompts_per_item=1")
     config, _ = load_config(HERE / "tasks.toml", overrides)
@@ -145,7 +153,7 @@ def oracle(session: Any, task: str) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--study", choices=("clean", "stale"), default="clean")
+    parser.add_argument("--study", choices=("clean", "stale", "loud"), default="clean")
     parser.add_argument("--arm", choices=ARMS, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("runs/case_memory"), help="where run folders go")

@@ -248,7 +248,10 @@ def test_the_bank_never_outgrows_its_budget() -> None:
 @pytest.mark.parametrize("retrieval", ["topk", "random", "kernel", "parametric"])
 def test_every_retrieval_learns_in_the_loop_and_survives_its_bytes(retrieval: str) -> None:
     """A reader that answers as the last exemplar does: cases of a misleading bank are worth nothing, the others 1."""
-    channel, task = build_fast("cases", {"k": 1, "retrieval": retrieval, "show": "exemplars"}), Words()
+    channel, task = (
+        build_fast("cases", {"k": 1, "retrieval": retrieval, "show": "exemplars", "encoder": "hashing"}),
+        Words(),
+    )
     state = MemoryState(Bank().add(*(case(w) for w in ("kestrel", "heron", "osprey", "linnet"))))
 
     def reader(prompt: str, conditioning: Conditioning, seed: int) -> str:
@@ -379,7 +382,7 @@ def test_the_policy_reflects_on_the_budget() -> None:
         ("cases", {"k": -1}, "k = -1"),
         ("cases", {"k": 9, "candidates": 4}, "candidates = 4"),
         ("cases", {"retrieval": "top"}, "Input should be"),
-        ("cases", {"retrieval": "kernel", "encoder": "none"}, 'encoder = "hashing"'),
+        ("cases", {"retrieval": "kernel", "encoder": "none"}, 'encoder = "minilm"'),
         ("cases", {"encoder": "policy"}, "hold the model"),
         ("cases", {"hold_all": 2.0}, "hold_all = 2.0"),
         ("cases", {"success": 0.0}, "success = 0.0"),

@@ -24,8 +24,9 @@ class MemoryConfig:
     """The bank never holds more; what goes is what was measured least useful."""
     scope: Literal["task", "stream"] = "task"
     """Whether an entry is shown on the task alone that it was learned on, or on the whole stream."""
-    encoder: str = "hashing"
-    """What similarity is measured with; ``none`` leaves words alone (BM25)."""
+    encoder: str = "none"
+    """What similarity is measured with beside shared words (BM25): ``minilm``, ``wordllama``, ``hashing`` or ``none``.
+    ``hashing`` needs no package; where items share much wording it finds less than words alone."""
     retrieval: Literal["topk", "random", "kernel", "parametric"] = "topk"
     """Which of the found entries are shown: the nearest, any, or those with the highest learned value."""
     temperature: float = 0.1

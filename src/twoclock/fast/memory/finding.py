@@ -35,7 +35,7 @@ class Finder:
             )
         if config.retrieval in ("kernel", "parametric") and config.encoder == "none":
             raise ConfigError(
-                f'retrieval = "{config.retrieval}" learns by situation and needs vectors: set encoder = "hashing"'
+                f'retrieval = "{config.retrieval}" learns by situation and needs vectors: set encoder = "minilm" (or "hashing")'
             )
 
     @cached_property
