@@ -307,49 +307,83 @@ def _fit_together(state: KernelState, dimension: int) -> None:
 
 
 class _Store:
-    """The stored outcomes as lists, while outcomes are added."""
+    """A state while outcomes are added to it: what was there as arrays, what is new beside them."""
 
     def __init__(self, state: KernelState) -> None:
-        self.vectors = list(state.situations)
-        self.places = {v.tobytes(): n for n, v in enumerate(self.vectors)}
-        # (value, visits) by situation, the cases in order and their weights; oldest first. Visits with other weights
-        # stand apart, as their mean would be of no one propensity.
-        self.rows: dict[tuple[int, tuple[str, ...], tuple[float, ...]], tuple[float, int]] = {}
-        ends = np.cumsum(state.size)
-        for row, (end, size) in enumerate(zip(ends, state.size, strict=True)):
-            slate = tuple(state.ids[c] for c in state.case[end - size : end])
-            key = (int(state.situation[row]), slate, tuple(state.weight[end - size : end].tolist()))
-            self.rows[key] = (float(state.value[row]), int(state.visits[row]))
+        self.before = state
+        self.value, self.visits = state.value.copy(), state.visits.copy()
+        self.ends = np.cumsum(state.size)
+        self.vectors: list[Vector] = []
+        self.places: dict[bytes, int] = {}
+        # (value, visits) by situation, the cases in order and their weights.
+        self.added: dict[tuple[int, tuple[str, ...], tuple[float, ...]], tuple[float, int]] = {}
         self.targets, self.mean = state.targets, state.mean
 
     def put(self, query: Vector, weights: dict[str, float], target: float, step: float | None) -> None:
-        place = self.places.setdefault(query.tobytes(), len(self.vectors))
-        if place == len(self.vectors):
-            self.vectors.append(query)
+        place = self._place(query)
         slate = tuple(sorted(weights))
         key = (place, slate, tuple(weights[c] for c in slate))
-        value, visits = self.rows.pop(key, (target, 0))
+        row = self._row(*key)
+        value, visits = (self.value[row], self.visits[row]) if row is not None else self.added.get(key, (target, 0))
         share = 1.0 / (visits + 1) if step is None else step
-        self.rows[key] = (value + share * (target - value), visits + 1)
+        value, visits = float(value + share * (target - value)), int(visits) + 1
+        if row is not None:
+            self.value[row], self.visits[row] = value, visits
+        else:
+            self.added[key] = (value, visits)
         self.targets += 1
         self.mean += (target - self.mean) / self.targets
 
+    def _place(self, query: Vector) -> int:
+        """The number of this very situation, a new one if need be."""
+        known = self.before.situations
+        near = np.flatnonzero(known[:, 0] == query[0])
+        same = near[(known[near] == query).all(axis=1)]
+        if len(same):
+            return int(same[0])
+        place = self.places.setdefault(query.tobytes(), len(known) + len(self.vectors))
+        if place == len(known) + len(self.vectors):
+            self.vectors.append(query)
+        return place
+
+    def _row(self, place: int, slate: tuple[str, ...], weights: tuple[float, ...]) -> int | None:
+        """The stored outcome of this slate in this situation with these weights: visits with other weights stand
+        apart, as their mean would be of no one propensity."""
+        state = self.before
+        for row in np.flatnonzero(state.situation == place):
+            inside = slice(self.ends[row] - state.size[row], self.ends[row])
+            if tuple(state.ids[c] for c in state.case[inside]) == slate and tuple(state.weight[inside]) == weights:
+                return int(row)
+        return None
+
     def state(self, before: KernelState, episodes: int, capacity: int) -> KernelState:
-        kept = list(self.rows.items())[-capacity:]
-        places = {s: n for n, s in enumerate(dict.fromkeys(s for (s, _, _), _ in kept))}
-        numbers = {c: n for n, c in enumerate(dict.fromkeys(c for (_, slate, _), _ in kept for c in slate))}
-        width = before.situations.shape[1]
-        situations = np.array([self.vectors[s] for s in places], np.float32).reshape(len(places), width)
+        numbers = {c: n for n, c in enumerate(before.ids)}
+        cases = [numbers.setdefault(c, len(numbers)) for _, slate, _ in self.added for c in slate]
+        situations = np.concatenate([before.situations, np.array(self.vectors).reshape(-1, before.situations.shape[1])])
+        situation = np.append(before.situation, [s for s, _, _ in self.added])
+        size = np.append(before.size, [len(slate) for _, slate, _ in self.added])
+        case = np.append(before.case, cases)
+        weight = np.append(before.weight, [w for _, _, weights in self.added for w in weights])
+        value = np.append(self.value, [v for v, _ in self.added.values()])
+        visits = np.append(self.visits, [n for _, n in self.added.values()])
+        ids = tuple(numbers)
+        if len(value) > capacity:
+            dropped = int(size[:-capacity].sum())
+            value, visits, size = value[-capacity:], visits[-capacity:], size[-capacity:]
+            kept, situation = np.unique(situation[-capacity:], return_inverse=True)
+            situations, weight = situations[kept.astype(int)], weight[dropped:]
+            named, case = np.unique(case[dropped:], return_inverse=True)
+            ids = tuple(ids[int(n)] for n in named)
         return replace(
             before,
-            situations=frozen(situations),
-            ids=tuple(numbers),
-            situation=frozen(np.array([places[s] for (s, _, _), _ in kept], np.int32)),
-            value=frozen(np.array([v for _, (v, _) in kept], np.float64)),
-            visits=frozen(np.array([n for _, (_, n) in kept], np.int32)),
-            size=frozen(np.array([len(slate) for (_, slate, _), _ in kept], np.int32)),
-            case=frozen(np.array([numbers[c] for (_, slate, _), _ in kept for c in slate], np.int32)),
-            weight=frozen(np.array([w for (_, _, weights), _ in kept for w in weights], np.float64)),
+            situations=frozen(situations.astype(np.float32)),
+            ids=ids,
+            situation=frozen(situation.astype(np.int32)),
+            value=frozen(value.astype(np.float64)),
+            visits=frozen(visits.astype(np.int32)),
+            size=frozen(size.astype(np.int32)),
+            case=frozen(case.astype(np.int32)),
+            weight=frozen(weight.astype(np.float64)),
             outcomes=before.outcomes + episodes,
             targets=self.targets,
             mean=self.mean,
