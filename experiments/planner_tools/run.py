@@ -1,7 +1,7 @@
 """Tool memory in a planted world: which tool answers which kind of question is hidden, and can only be remembered.
 
-    python experiments/planner_tools/run.py --json experiments/planner_tools/results/planted.json   # 10 seeds
-    python experiments/planner_tools/run.py --seeds 2 --episodes 60                                  # a quick look
+    python experiments/planner_tools/run.py --first 10 --json experiments/planner_tools/results/planted.json
+    python experiments/planner_tools/run.py --seeds 2 --episodes 60    # a quick look
 
 Every arm plays the same items in the same order with the same random numbers (paired by seed and episode), one after
 another, and writes back what its calls came to after each. Differences are over seeds, 95 % t intervals.
@@ -104,8 +104,8 @@ def plain(interval: Interval) -> dict[str, float]:
     return {name: round(value, DECIMALS) for name, value in numbers.items()} | {"n": interval.n}
 
 
-def study(seeds: int, episodes: int) -> dict[str, Any]:
-    runs = {arm: [play(World(seed), arm, episodes) for seed in range(seeds)] for arm in ARMS}
+def study(seeds: range, episodes: int) -> dict[str, Any]:
+    runs = {arm: [play(World(seed), arm, episodes) for seed in seeds] for arm in ARMS}
     windows = {
         "all": slice(0, episodes),
         "first quarter": slice(0, episodes // 4),
@@ -145,17 +145,19 @@ def show(table: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--episodes", type=int, default=240)
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     given = parser.parse_args()
     if given.seeds < 2 or given.episodes < 8:
         parser.error("at least 2 seeds and 8 episodes are needed for an interval")
     begun = time.monotonic()
-    table = study(given.seeds, given.episodes)
+    seeds = range(given.first, given.first + given.seeds)
+    table = study(seeds, given.episodes)
     show(table)
     print(f"\n{given.seeds} seeds × {given.episodes} episodes an arm, {time.monotonic() - begun:.0f} s")
     if given.json:
-        content = {"seeds": given.seeds, "episodes": given.episodes, "arms": ARMS, "table": table}
+        content = {"seeds": list(seeds), "episodes": given.episodes, "arms": ARMS, "table": table}
         given.json.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -18,12 +18,15 @@ from planner_world import PLAN, SumTask, add, good_executor, good_planner, numbe
 
 from twoclock.agent.planned_episode import HEADER, PlannedEpisode
 from twoclock.agent.planner import PlannerConfig, PlannerExecutor, Problem
+from twoclock.agent.planner_memory import episode_entries
 from twoclock.agent.plans import parse_plan
 from twoclock.agent.result_cache import ResultCache
 from twoclock.agent.toolbox import Toolbox
 from twoclock.agent.tools import tool
 from twoclock.errors import ConfigError, DataError, UnsupportedError
+from twoclock.memory.entries import problems as entry_problems
 from twoclock.models.scripted import ScriptedPolicy
+from twoclock.seeding import child_rng
 from twoclock.types import Conditioning, Delta, Sampling
 
 PROBLEM = Problem(prompt="What is 3 plus 4?", seed=1, name="p")
@@ -559,3 +562,45 @@ def test_replies_that_no_file_can_hold_are_mended() -> None:
     assert episode.answer == "half ?"
     assert PlannedEpisode.loads(episode.dumps()) == episode
     episode.dumps().encode("utf-8")
+
+
+# ------------------------------------------------------------------------------------------------------------ nonsense
+
+PIECES = [
+    *('{"plan": [', '"task":', "{", "}", "]", '"a"', "- do it\n", "1. x\n", "Answer: ", "```json\n", "```", "\n", "é"),
+    *("<tool_call>", "</tool_call>", '{"name":"add","arguments":{"a":1,"b":2}}', '{"name": "add", "arguments": []}'),
+    *("\x00", "\u202e", "<|im_end|>", "[1e999]", "NaN", "result"),
+]
+
+
+def test_whatever_a_policy_writes_ends_in_a_record_within_bounds() -> None:
+    def script(prompt: str, conditioning: Conditioning, seed: int) -> str:
+        rng = child_rng("nonsense", seed)
+        return "".join(rng.choice(PIECES) for _ in range(rng.randrange(40)))
+
+    item = SumTask().split("train")[2]
+    box = Toolbox([add])
+    config = PlannerConfig(cycles=2, tool_rounds=3, calls_per_subtask=4)
+    runner = PlannerExecutor(ScriptedPolicy(script, context_tokens=1 << 20), toolbox=box, config=config)
+    episodes = runner.run([Problem(prompt=item.prompt, seed=seed) for seed in range(200)])
+    assert {e.answer is None for e in episodes} == {True, False}, "both ends are reached"
+    for episode in episodes:
+        assert PlannedEpisode.loads(episode.dumps()) == episode
+        assert sum((episode.answer is not None, bool(episode.failure), bool(episode.error))) == 1
+        assert len(episode.plans) <= 2
+        for subtask in episode.subtasks:
+            assert sum(not c.problem for c in subtask.calls) <= 4
+        for entry in episode_entries(episode, item, 1.0, box, provenance="r"):
+            assert entry_problems(entry) == []
+
+
+def test_a_model_plays_and_its_tokens_are_counted(tiny: Any) -> None:
+    config = PlannerConfig(plan_tokens=8, executor_tokens=8)
+    runner = PlannerExecutor(tiny, toolbox=Toolbox([add]), config=config)
+    first, again = (runner.run([replace(PROBLEM, seed=s) for s in (1, 2)], Sampling(temperature=1.0)) for _ in range(2))
+    assert [e.dumps() for e in first] == [e.dumps() for e in again]
+    for episode in first:
+        assert episode.error == ""
+        assert len(episode.turns) == 2
+        assert 2 <= len(episode.tokens) == episode.completion_tokens <= 16
+        assert episode.prompt_tokens > 100

@@ -141,12 +141,13 @@ def test_the_value_of_a_tool_is_the_kernel_estimate_worked_by_hand() -> None:
             return [hit("add", 1.0, 4.0, "r1", "r2"), hit("multiply", 0.0, 2.0, "r3"), hit("add", 0.0, 1.0, "r4")]
 
     first, second = suggest(Fixed(), "s", BOX, now=0.0)
-    # add: weights 2·(4/4)² and 1·(1/4)² of rewards 1 and 0, one prior use of 1/2: (2 + 0 + .5) / (2 + 1/16 + 1)
+    # weights: 2·(4/4)² and 1·(1/4)² for add, of rewards 1 and 0; 1·(2/4)² for multiply, of reward 0
+    common = (2 + 0.5) / (2 + 1 / 16 + 1 / 4 + 1)
     assert first.tool == "add"
-    assert first.value == pytest.approx(2.5 / 3.0625)
+    assert first.value == pytest.approx((2 + common) / (2 + 1 / 16 + 1))
     assert first.uses == 3
     assert first.entry.text == "add 1.0"
-    assert second.value == pytest.approx(0.5 / 1.25)
+    assert second.value == pytest.approx(common / 1.25)
     assert suggest(Fixed(), "s", BOX, now=0.0, k=1) == (first,)
     assert suggest(Fixed(), "s", BOX, now=0.0, k=0) == ()
 
@@ -166,6 +167,19 @@ def test_the_tool_that_helped_in_like_situations_comes_first() -> None:
     assert "Calling add with" in shown.notes[0]
     assert "did not help" in shown.notes[0]
     assert shown.recalled == tuple(s.entry.id for s in apples)
+
+
+def test_a_tool_that_beats_the_others_is_said_to_help_though_it_mostly_fails() -> None:
+    """Where calls share an episode's reward the right call fails with its siblings."""
+    bank = Bank()
+    for n in range(6):
+        bank = remember(bank, "add", f"sum of the {n} apples", float(n % 3 == 0), n)
+        bank = remember(bank, "multiply", f"sum of the {n} apples", 0.0, 10 + n)
+    add_, multiply_ = suggest(bank, "sum of 9 apples", BOX, now=0.0)
+    assert (add_.tool, multiply_.tool) == ("add", "multiply")
+    assert multiply_.value < add_.value < 0.5
+    assert add_.entry.body["helped"]
+    assert not multiply_.entry.body["helped"]
 
 
 def test_other_versions_other_tools_and_other_scopes_are_not_suggested() -> None:
@@ -206,7 +220,7 @@ def test_a_bank_may_be_read_by_meaning() -> None:
     bank = remember(remember(Bank(), "add", "sum up", 1.0, 1), "multiply", "measure field", 1.0, 2)
     read = suggest(BankReader(bank, TwoMeanings()), "total amount", BOX, now=0.0)
     assert [s.tool for s in read] == ["add"], "what is not near at all is not found"
-    assert read[0].value == pytest.approx(1.5 / 2)
+    assert read[0].value == pytest.approx((1 + 0.75) / 2), "drawn to (1 + 1/2) / 2, the estimate of all tools"
 
 
 def test_an_empty_memory_suggests_nothing_and_conditions_nothing() -> None:

@@ -41,6 +41,8 @@ function of its arguments. The planner's situation is the task, the executor's i
 
 MAX_REPLY_CHARS = 20_000
 """What is kept of one reply."""
+UNREAD = 3
+"""What of one reply looks like a call and is none is told so often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,12 +266,14 @@ class _Episode:
 
     def _calls(self, reply: str, left: int) -> list[CallRecord]:
         """What became of the calls in a reply: none where it holds no call. At most ``left`` are run."""
-        read = parse_calls(reply)
+        read, left = parse_calls(reply), max(0, left)
         records = [self._called(call) for call in read.calls[:left]]
         if len(read.calls) > left:
             name, text = read.calls[left].name, f"at most {self.config.calls_per_subtask} tool calls for a subtask"
             records.append(CallRecord(name=name, arguments={}, result=f"not run: {text}", problem="busy"))
-        unread = [CallRecord(name="(unreadable)", arguments={}, result=p, problem="arguments") for p in read.problems]
+        unread = [
+            CallRecord(name="(unreadable)", arguments={}, result=p, problem="arguments") for p in read.problems[:UNREAD]
+        ]
         return records + unread
 
     def _called(self, call: ToolCall) -> CallRecord:
