@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twoclock.errors import ConfigError
-from twoclock.memory.index import FUSION, K1, B, Found, Index
+from twoclock.memory.bm25 import K1, B
+from twoclock.memory.index import FUSION, Found, Index
+from twoclock.memory.nearest import floor_of
 from twoclock.memory.records import Entry, Kind, Scope
 from twoclock.memory.words import KEY_WEIGHT, counted, words_of
 from twoclock.seeding import child_rng
@@ -187,6 +189,16 @@ def test_the_nearest_are_exact_at_size(share: float) -> None:
         wanted = [f"{visible[i]:05}" for i in order if exact[i] > 0][:25]
         found = index.search("", scope=Scope(user="me"), k=25, now=0.0, vector=query, candidates=25)
         assert [f.id for f in found] == wanted
+
+
+@pytest.mark.parametrize("levels", [2, 1000, 10**9])
+def test_the_floor_is_the_score_that_so_many_reach(levels: int) -> None:
+    maker = np.random.default_rng(5)
+    for n in (0, 1, 50, 51, 5_000, 40_000):
+        scores = maker.integers(-levels, levels, n).astype(float)
+        for depth in (1, 50, 100):
+            wanted = np.sort(scores)[-depth] if n > depth else 0.0
+            assert floor_of(scores, depth) == wanted
 
 
 @given(st.text(max_size=200), st.text(max_size=50))

@@ -76,6 +76,15 @@ class LiveIndex:
     def refresh(self, db: sqlite3.Connection) -> dict[str, str]:
         """Bring it up to date with the file as the caller's transaction sees it; the keys that have no vector yet, by
         entry: whoever added them had no encoder. Until :meth:`supply` they are found by words alone."""
+        try:
+            self._follow(db)
+        except BufferError:
+            # A search that was interrupted may still hold part of the index, which then cannot grow: make another.
+            self.forget()
+            self._follow(db)
+        return dict(self._missing) if self._missing else {}
+
+    def _follow(self, db: sqlite3.Connection) -> None:
         seq = tables.last_seq(db)
         if self._index is None or seq != self._seq:
             self.require_encoder(db)
@@ -92,7 +101,6 @@ class LiveIndex:
             for row in tables.search_rows(db, None if self._encoder is None else self._encoder.id, changed):
                 self._put(self._index, row)
             self._seq = seq
-        return dict(self._missing)
 
     def supply(self, vectors: Mapping[str, Vector]) -> None:
         """The vectors of what :meth:`refresh` gave as missing."""

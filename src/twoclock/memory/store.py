@@ -403,17 +403,15 @@ class MemoryStore:
         when = self._clock() if now is None else now
         asked: dict[str, Any] = {"scope": scope or Scope(), "k": k, "kinds": kinds, "now": when}
         with self._lock:
-            with self._reading() as db:
-                missing = self._index.refresh(db)
-            if missing:
+            while True:
+                with self._reading() as db:
+                    if not (missing := self._index.refresh(db)):
+                        found = self._index.search(query, candidates=candidates, **asked)
+                        entries = tables.entries(db, [one.id for one in found])
+                        break
                 self._embed(missing)
-            with self._reading() as db:
-                self._index.refresh(db)
-                found = self._index.search(query, candidates=candidates, **asked)
-                kept = tables.kept_many(db, [one.id for one in found])
         return [
-            Hit(entry=kept[one.id].entry, score=one.score, similarity=one.similarity, lexical=one.lexical)
-            for one in found
+            Hit(entry=entries[one.id], score=one.score, similarity=one.similarity, lexical=one.lexical) for one in found
         ]
 
     def read(
@@ -424,6 +422,7 @@ class MemoryStore:
         k: int = 5,
         kinds: Collection[Kind] | None = None,
         hold_out: float = 0.1,
+        choose: Callable[[Sequence[Hit]], Mapping[str, float]] | None = None,
         seed: int | None = None,
         now: float | None = None,
         candidates: int = 100,
@@ -432,19 +431,24 @@ class MemoryStore:
 
         What is held out is not replaced by the next best: the effect that is measured is that of showing the entry or
         not. The coins follow from ``seed``, the number of reads so far and the entry; None draws a seed. The reading is
-        kept, so that any process may report its outcome.
+        kept, so that any process may report its outcome. ``choose`` gives each hit that may be shown a ``hold_out`` of
+        its own (:meth:`twoclock.memory.showing.Showing.hold_outs`); what it does not name is left out and not credited.
         """
         if not isinstance(hold_out, int | float) or not 0.0 <= hold_out <= 1.0:
             raise ConfigError(f"hold_out is a probability in [0, 1]; got {hold_out!r}")
         drawn = secrets.randbits(62) if seed is None else seed
         reader = scope or Scope()
         hits = self.search(query, scope=reader, k=k, kinds=kinds, now=now, candidates=candidates)
+        chances = dict.fromkeys((hit.entry.id for hit in hits), hold_out) if choose is None else dict(choose(hits))
+        if not all(0.0 <= chance <= 1.0 for chance in chances.values()):
+            raise ConfigError(f"choose gives probabilities in [0, 1]; got {chances!r:.200}")
+        hits = [hit for hit in hits if hit.entry.id in chances]
         with self._writing() as db:
             number = tables.next_reading(db)
             out = {
                 hit.entry.id
                 for hit in hits
-                if child_rng("memory hold-out", drawn, number, hit.entry.id).random() < hold_out
+                if child_rng("memory hold-out", drawn, number, hit.entry.id).random() < chances[hit.entry.id]
             }
             reading = Reading(
                 id=secrets.token_hex(8),

@@ -277,6 +277,16 @@ def kept_many(db: sqlite3.Connection, entry_ids: Sequence[str]) -> dict[str, Kep
     return found
 
 
+def entries(db: sqlite3.Connection, entry_ids: Sequence[str]) -> dict[str, Entry]:
+    """Those of the ids that are there, as they are now."""
+    found: dict[str, Entry] = {}
+    for start in range(0, len(entry_ids), CHUNK):
+        part = entry_ids[start : start + CHUNK]
+        for row in db.execute(f"SELECT {_ENTRY} FROM entries WHERE id IN ({_marks(part)})", tuple(part)):
+            found[row["id"]] = _entry(row)
+    return found
+
+
 def all_kept(
     db: sqlite3.Connection,
     *,
