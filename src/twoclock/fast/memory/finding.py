@@ -35,7 +35,8 @@ class Finder:
             )
         if config.retrieval in ("kernel", "parametric") and config.encoder == "none":
             raise ConfigError(
-                f'retrieval = "{config.retrieval}" learns by situation and needs vectors: set encoder = "minilm" (or "hashing")'
+                f'retrieval = "{config.retrieval}" learns by situation and needs vectors: set encoder = "minilm" '
+                '(or "hashing", which needs no package)'
             )
 
     @cached_property
