@@ -203,6 +203,21 @@ def test_a_matrix_starts_as_nothing() -> None:
     assert not bool(layer_read(p, start(spec, p, 2), states_of()).any())
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_state_holds_on_to_nothing_but_itself_and_can_be_saved(masked: bool, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """No view into the piece that was read: the storage behind the tensors is no larger than they are."""
+    files = pytest.importorskip("safetensors.torch")
+    spec = spec_of("network")
+    p, mask = parameters_of(spec), torch.ones(2, LENGTH, dtype=torch.bool)
+    mask[0, :3] = not masked
+    state = layer_step(p, start(spec, p, 2), states_of(), mask=mask).state
+    for name, tensor in state.flat().items():
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size(), name
+    files.save_file(state.flat(), tmp_path / "state.safetensors", metadata=state.header())
+    back = MemoryState.from_flat(files.load_file(tmp_path / "state.safetensors"), state.header(), spec)
+    assert_same_state(back, state)
+
+
 def test_half_precision_states_and_a_float32_memory() -> None:
     spec = spec_of("network")
     p = init_parameters(spec, WIDTH, 0)

@@ -136,17 +136,33 @@ def test_left_padding_gives_the_bits_of_the_text_alone(kernel: Kernel) -> None:
 
 
 @both
-def test_the_state_given_stays_as_it_was(kernel: Kernel) -> None:
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("cut", [0, 4, 6])
+def test_the_state_given_stays_as_it_was(kernel: Kernel, mode, cut: int) -> None:  # type: ignore[no-untyped-def]
     """Rolling back is keeping the old value; two branches of one state do not touch each other."""
-    case = make_case(spec_of("network"), length=LENGTH)
-    start = case.run(kernel, part=slice(0, 6)).state
-    kept = {name: tensor.clone() for name, tensor in tensors_of(start).items()}
-    one = case.run(kernel, start, slice(6, 10)).state
-    other = case.run(kernel, start, slice(9, 13)).state
-    for name, tensor in tensors_of(start).items():
-        assert torch.equal(tensor, kept[name]), name
-    assert not torch.equal(one.weights[0], other.weights[0])
-    assert_same_state(case.run(kernel, start, slice(6, 10)).state, one)
+    case = make_case(spec_of("network"), length=24)
+    with mode():
+        start = case.run(kernel, part=slice(0, cut)).state
+        kept = {name: tensor.clone() for name, tensor in tensors_of(start).items()}
+        one = case.run(kernel, start, slice(6, 20)).state
+        other = case.run(kernel, start, slice(9, 24)).state
+        for name, tensor in tensors_of(start).items():
+            assert torch.equal(tensor, kept[name]), name
+        assert not torch.equal(one.weights[0], other.weights[0])
+        assert_same_state(case.run(kernel, start, slice(6, 20)).state, one)
+
+
+def test_values_do_not_depend_on_whether_gradients_are_kept() -> None:
+    """Without them the chunks overwrite their own buffers: the same bits, the open chunk's base too."""
+    for length in (8, 16, 23):
+        case = make_case(spec_of("network"), length=length)
+        for leaf in case.leaves().values():
+            leaf.requires_grad_()
+        kept = case.run(memory_step)
+        with torch.no_grad():
+            quiet = case.run(memory_step)
+        assert torch.equal(kept.read, quiet.read)  # type: ignore[arg-type]
+        assert_same_state(kept.state, quiet.state)
 
 
 def test_a_detached_state_cuts_the_gradient() -> None:

@@ -69,6 +69,16 @@ def test_a_clone_shares_nothing() -> None:
     assert written(4).clone().bytes == written(4).bytes
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_state_does_not_move_with_the_first_weights(rows: int) -> None:
+    """Training changes W_0 in place; what has been learned from it stays."""
+    case = make_case(spec_of("network"), rows=rows)
+    fresh, kept = case.state(), case.state().clone()
+    for weight in case.initial:
+        weight.zero_()
+    assert_same_state(fresh, kept)
+
+
 def test_rows_are_taken_in_any_order() -> None:
     state = written(6)
     moved = state.take([2, 0, 2])
@@ -238,8 +248,9 @@ def test_other_refusals() -> None:
         join_rows([])
     with pytest.raises(ConfigError, match="first weights"):
         init_state(state.spec, [torch.zeros(2, 4, 4)], 1)
-    with pytest.raises(ValueError, match="queries are"):
-        memory_read(state, torch.zeros(3, 2, 5, 3))
+    for queries in (torch.zeros(3, 2, 5, 3), torch.zeros(3)):
+        with pytest.raises(ConfigError, match=r"queries are \[B, H, T, D\] = \[3, 2, T, 4\]"):
+            memory_read(state, queries)
     with pytest.raises(ConfigError, match=r"the gain is \[H, D\]"):
         memory_read(normed.state(), normed.queries, gain=torch.ones(3))
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import torch
 
+from twoclock.errors import ConfigError
 from twoclock.nn.neural_memory_coefficients import Coefficients, coefficients, read_before
 from twoclock.nn.neural_memory_inputs import MemoryStep, Tokens, checked, checked_gain
 from twoclock.nn.neural_memory_layout import Frame, Layout, lay_out, runs
@@ -69,9 +70,9 @@ def memory_step(
 
 def memory_read(state: MemoryState, queries: torch.Tensor, *, gain: torch.Tensor | None = None) -> torch.Tensor:
     """M(q) [B, H, T, D] of every query at the memory as it stands; nothing is written."""
-    shape = (state.rows, state.spec.heads, queries.shape[-2], state.spec.width)
-    if tuple(queries.shape) != shape:
-        raise ValueError(f"queries are [B, H, T, D] = {list(shape)}; got {list(queries.shape)}")
+    rows, heads, width = state.rows, state.spec.heads, state.spec.width
+    if queries.ndim != 4 or (*queries.shape[:2], queries.shape[3]) != (rows, heads, width):
+        raise ConfigError(f"queries are [B, H, T, D] = [{rows}, {heads}, T, {width}]; got {list(queries.shape)}")
     with torch.autocast(state.device.type, enabled=False):
         asked = queries.to(state.dtype)
         return apply_network(state.weights, asked, state.spec, checked_gain(state, gain)).to(queries.dtype)
@@ -115,7 +116,9 @@ def _through(state: MemoryState, tokens: Tokens, layout: Layout, telemetry: bool
     reads, losses, norms = [], [], []
     for frames in runs(layout.frames, PREPARED_TOKENS):
         for frame, piece in zip(frames, _prepared(laid, frames, spec), strict=True):
-            now, found, read = _frame(now, piece, frame, spec, gain, telemetry)
+            # After the first frame M and S are our own; where the chunk closes and no gradient needs them, they go.
+            reuse = frame.start > 0 and frame.closes is True and not torch.is_grad_enabled()
+            now, found, read = _frame(now, piece, frame, spec, gain, telemetry, reuse)
             if read is not None:
                 reads.append(read)
             if telemetry:
@@ -150,13 +153,19 @@ def _by_head(part: Weights, heads: int) -> Weights:
 
 
 def _frame(
-    now: _Values, piece: _Piece, frame: Frame, spec: MemorySpec, gain: torch.Tensor | None, telemetry: bool
+    now: _Values,
+    piece: _Piece,
+    frame: Frame,
+    spec: MemorySpec,
+    gain: torch.Tensor | None,
+    telemetry: bool,
+    reuse: bool,
 ) -> tuple[_Values, KeyPass, torch.Tensor | None]:
     """The values after a frame, what its keys found, and what its queries read [N, c, D]."""
     start = now.weights if frame.fresh else now.base
     found = key_pass(start, piece.k, piece.v, spec, gain, want_norms=telemetry)
     read = None if piece.q is None else finish(_read(now, piece.q, found, piece.at, spec), piece.q, spec, gain)
-    after = _written(now, found, piece.ends)
+    after = _written(now, found, piece.ends, reuse)
     return _closed(now, after, start, frame, spec.heads), found, read
 
 
@@ -170,11 +179,11 @@ def _read(now: _Values, q: torch.Tensor, found: KeyPass, at: Coefficients, spec:
     return b
 
 
-def _written(now: _Values, found: KeyPass, ends: Ends) -> _Values:
+def _written(now: _Values, found: KeyPass, ends: Ends, reuse: bool) -> _Values:
     """M and S at the end of the frame; the base as it was."""
     olds = now.surprise or [None] * len(now.weights)
     pairs = [
-        write_layer(a, e, weight, old, ends)
+        write_layer(a, e, weight, old, ends, reuse)
         for a, e, weight, old in zip(found.inputs, found.errors, now.weights, olds, strict=True)
     ]
     return _Values(tuple(new for new, _ in pairs), tuple(left for _, left in pairs if left is not None), now.base)

@@ -172,7 +172,7 @@ def _convolved(
     for j in range(past):
         mixed.addcmul_(whole[:, j : j + x.shape[1]], taps[j])
     if counts is None:
-        return mixed, whole[:, x.shape[1] :]
+        return mixed, whole[:, x.shape[1] :].clone()  # not a view, which would keep the whole piece alive
     index = counts.to(x.device)[:, None] + torch.arange(past, device=x.device)
     return mixed, whole.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))
 

@@ -70,7 +70,7 @@ def _uneven(position: torch.Tensor, live: torch.Tensor | None, length: int, chun
     ends = position + counts
     frames, columns, start = [], [], 0
     for j in range(int((ends.max() + chunk - 1) // chunk)):
-        begin = torch.clamp(position, max=chunk) if j == 0 else torch.zeros_like(position)
+        begin = position if j == 0 else torch.zeros_like(position)
         held = (torch.clamp(ends - j * chunk, max=chunk) - begin).clamp(min=0)
         width = int(held.max())
         if width == 0:

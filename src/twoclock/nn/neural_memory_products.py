@@ -12,6 +12,7 @@ Legend: N memories, c tokens, I and O the layer's widths; A, B [N, c, I], E [N, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,7 @@ from torch.autograd.function import once_differentiable
 __all__ = ["Ends", "read_layer", "write_layer"]
 
 Maybe = torch.Tensor | None
+Scaled = Callable[[torch.Tensor], torch.Tensor]
 Ends = tuple[torch.Tensor, torch.Tensor, Maybe, Maybe, Maybe]
 """Of a chunk's end: β [N, 1, 1] and g [N, c, 1]; with momentum f, μ [N, 1, 1] and n [N, c, 1]."""
 
@@ -39,10 +41,27 @@ def read_layer(
 
 
 def write_layer(
-    a: torch.Tensor, e: torch.Tensor, weight: torch.Tensor, surprise: Maybe, ends: Ends
+    a: torch.Tensor, e: torch.Tensor, weight: torch.Tensor, surprise: Maybe, ends: Ends, reuse: bool = False
 ) -> tuple[torch.Tensor, Maybe]:
-    """(M', S') at the end of a frame; S' is None without momentum."""
+    """(M', S') at the end of a frame; S' is None without momentum.
+
+    ``reuse``: M and S are nobody else's and no gradient is asked: they are overwritten, to the same bits.
+    """
+    if reuse:
+        return _write(a, e, weight.mul_, None if surprise is None else surprise.mul_, surprise, ends)
     return cast(tuple[torch.Tensor, Maybe], _Write.apply(a, e, weight, surprise, *ends))  # type: ignore[no-untyped-call]
+
+
+def _write(
+    a: torch.Tensor, e: torch.Tensor, scaled: Scaled, scaled_surprise: Scaled | None, surprise: Maybe, ends: Ends
+) -> tuple[torch.Tensor, Maybe]:
+    """:func:`write_layer` by what scales M and S, in place or not. S is read for M before it is scaled."""
+    beta, g, carried, mu, n = ends
+    new = scaled(beta)
+    if surprise is None or scaled_surprise is None or carried is None or mu is None or n is None:
+        return new.baddbmm_(*_weighed(a, e, g), alpha=-1), None
+    new.addcmul_(surprise, carried).baddbmm_(*_weighed(a, e, g), alpha=-1)
+    return new, scaled_surprise(mu).baddbmm_(*_weighed(a, e, n), alpha=-1)
 
 
 def _dot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -108,11 +127,8 @@ class _Write(torch.autograd.Function):
     ) -> Any:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(a, e, weight, surprise, beta, g, carried, mu, n)
-        new = weight * beta
-        if surprise is None:
-            return new.baddbmm_(*_weighed(a, e, g), alpha=-1), None
-        new.addcmul_(surprise, carried).baddbmm_(*_weighed(a, e, g), alpha=-1)
-        return new, (surprise * mu).baddbmm_(*_weighed(a, e, n), alpha=-1)
+        ends = (beta, g, carried, mu, n)
+        return _write(a, e, weight.mul, None if surprise is None else surprise.mul, surprise, ends)
 
     @staticmethod
     @once_differentiable

@@ -176,7 +176,8 @@ def init_state(spec: MemorySpec, initial: Sequence[torch.Tensor], rows: int) -> 
     if rows < 0:
         raise ValueError(f"rows counts texts, from 0 on; got {rows}")
     dtype = torch.float64 if initial[0].dtype == torch.float64 else torch.float32
-    weights = tuple(w.to(dtype).expand(rows, *w.shape).contiguous() for w in initial)
+    # A copy for one row too: training moves W_0 in place, and no state may move with it.
+    weights = tuple(w.to(dtype).repeat(rows, 1, 1, 1) for w in initial)
     surprise = tuple(torch.zeros_like(w) for w in weights) if spec.momentum else ()
     tails = weights[0].new_zeros(rows, spec.conv - 1, 3 * spec.heads * spec.width)
     return MemoryState(spec, weights, surprise, weights, tails, torch.zeros(rows, dtype=torch.int64))
