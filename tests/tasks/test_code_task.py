@@ -81,6 +81,8 @@ def test_reading_a_program(text: str, program: str) -> None:
         ("assert add(1, 2) == ", False),
         ("add(1, 2) == 3", False),
         ("assert 1 == 1", False),
+        ("assert add is not None", False),
+        ("assert raises(ValueError, add, 1)", True),
         ("assert add(1, 2) == 3; import os", False),
         ("assert (add(1, 2) == 4, 'always true')", False),
         ("assert True", False),
