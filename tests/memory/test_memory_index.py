@@ -255,6 +255,7 @@ def test_an_entry_that_comes_back_and_its_expiry() -> None:
         ({"kinds": ["casse"]}, "unknown kind of entry 'casse'"),
         ({"kinds": "case"}, "write kinds=['case']"),
         ({"query": None}, "a query is a text; got None"),
+        ({"scope": "me"}, "a reader is a Scope; got 'me'"),
     ],
 )
 def test_bad_questions_are_refused_with_what_was_expected(given: dict[str, object], told: str) -> None:

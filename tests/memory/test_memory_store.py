@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import sqlite3
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from twoclock.errors import ConfigError, StoreError
 from twoclock.memory.bank import Bank
 from twoclock.memory.encoders import HashingEncoder
 from twoclock.memory.records import Effect, Entry, Scope
-from twoclock.memory.schema import LATEST
+from twoclock.memory.schema import GROWING, LATEST
 from twoclock.memory.store import MemoryBudget, MemoryStore, Receipt
 from twoclock.memory.words import words_of
 from twoclock.seeding import child_rng
@@ -453,9 +455,71 @@ def test_damage_to_what_is_derived_is_found_and_mended(tmp_path: Path) -> None:
             assert store.check() == []
             assert (store.fingerprint(), answers(store)) == (before, told)
         with sqlite3.connect(path) as db:
+            db.execute("DROP TRIGGER episodes_update")
             db.execute("UPDATE episodes SET payload = '[2]'")
         db.close()
         assert store.check() == ["the episode 'r1' is not what its hash says"]
+
+
+def test_the_history_only_grows_whoever_writes(tmp_path: Path) -> None:
+    path = tmp_path / "m.sqlite"
+    with opened(path) as store:
+        store.add_many([RED, BLUE], actor="me")
+        store.outcome(store.read("door", seed=1), 1.0)
+        store.add_episode("r1", [1])
+    db = sqlite3.connect(path)
+    for table in GROWING:
+        columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
+        for statement in (f"DELETE FROM {table}", f"UPDATE {table} SET {columns[0]} = {columns[0]}"):
+            with pytest.raises(sqlite3.IntegrityError, match="only grows"):
+                db.execute(statement)
+    db.close()
+
+
+def test_the_tables_for_postgresql_are_the_same(tmp_path: Path) -> None:
+    told = (Path(__file__).parents[2] / "docs" / "memory_postgres.sql").read_text(encoding="utf-8")
+    theirs = {
+        name: re.findall(r"(?:^|,)\s*([a-z_]+) (?:TEXT|BIGINT|INTEGER|DOUBLE|BYTEA)", body)
+        for name, body in re.findall(r"CREATE TABLE (\w+) \((.*?)\);", told, re.DOTALL)
+    }
+    opened(tmp_path / "m.sqlite").close()
+    db = sqlite3.connect(tmp_path / "m.sqlite")
+    query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+    names = {row[0] for row in db.execute(query)} - {"migrations"}
+    ours = {
+        name: [row[1] for row in db.execute(f"PRAGMA table_info({name})")]
+        for name in names
+        if not name.startswith("entries_words")
+    }
+    db.close()
+    assert theirs == ours
+
+
+def test_a_file_that_goes_away_is_not_written_to(tmp_path: Path) -> None:
+    path = tmp_path / "m.sqlite"
+    with opened(path) as store:
+        store.add(RED, actor="me")
+        for tail in ("", "-wal", "-shm"):
+            path.with_name(path.name + tail).unlink(missing_ok=True)
+        for _ in range(2):
+            with pytest.raises(StoreError, match="moved, deleted or replaced while it was open"):
+                store.add(BLUE, actor="me")
+            opened(path).close()
+
+
+@pytest.mark.parametrize("wrong", ["shape", "nan"])
+def test_an_encoder_that_breaks_its_contract_writes_nothing(tmp_path: Path, wrong: str) -> None:
+    class Broken(HashingEncoder):
+        def encode(self, texts):  # type: ignore[no-untyped-def]
+            made = super().encode(texts)
+            return made[:, :-1] if wrong == "shape" else made * np.float32("nan")
+
+    with opened(tmp_path / "m.sqlite", encoder=Broken(64)) as store:
+        with pytest.raises(ConfigError, match="must make finite vectors"):
+            store.add(RED, actor="me")
+        assert store.events() == []
+    with pytest.raises(ConfigError, match="must make finite vectors"):
+        Bank().add(RED).search("red", now=0.0, encoder=Broken(64))
 
 
 def test_files_that_are_no_memory(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from twoclock.errors import ConfigError, StoreError
 from twoclock.hashing import canonical_json, content_hash
-from twoclock.memory.encoders import Encoder, Vectors
+from twoclock.memory.encoders import Encoder
 from twoclock.memory.entries import (
     effect_of,
     effect_to_json,
@@ -28,6 +28,7 @@ from twoclock.memory.entries import (
     require_proper,
 )
 from twoclock.memory.index import Index, Vector
+from twoclock.memory.nearest import encoded
 from twoclock.memory.records import Effect, Entry, Hit, Kind, Scope
 from twoclock.memory.words import counted
 
@@ -151,7 +152,7 @@ class Bank:
         :meth:`twoclock.memory.index.Index.search` for what is ranked, and for errors. ``now`` is on the clock of
         ``Entry.created``."""
         index = self._index(encoder)
-        vector = None if encoder is None or not len(index) else encoder.encode([query])[0]
+        vector = None if encoder is None or not len(index) else encoded(encoder, [query])[0]
         found = index.search(
             query, scope=scope or Scope(), k=k, kinds=kinds, now=now, vector=vector, candidates=candidates
         )
@@ -186,7 +187,7 @@ class Bank:
     def _encoded(self, encoder: Encoder) -> list[Vector]:
         missing = [entry for entry in self.entries if (encoder.id, entry.id) not in self._vectors]
         if missing:
-            rows: Vectors = encoder.encode([entry.key for entry in missing])
+            rows = encoded(encoder, [entry.key for entry in missing])
             self._vectors.update({(encoder.id, entry.id): row for entry, row in zip(missing, rows, strict=True)})
         return [self._vectors[encoder.id, entry.id] for entry in self.entries]
 

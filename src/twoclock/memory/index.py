@@ -162,7 +162,7 @@ class Index:
         ``vector`` [D] is the query's, of length 1; without one only words count. ``kinds`` None is every kind. Raises
         ConfigError for a ``k`` or ``candidates`` that is no count, a ``now`` that is no time, and an unknown kind.
         """
-        _check(query, k, kinds, now, candidates)
+        _check(query, scope, k, kinds, now, candidates)
         visible = self._visible(scope, kinds, now)
         total = int(np.count_nonzero(visible))
         if not (k and total):
@@ -204,10 +204,12 @@ class Index:
         return visible
 
 
-def _check(query: Any, k: Any, kinds: Any, now: Any, candidates: Any) -> None:
+def _check(query: Any, scope: Any, k: Any, kinds: Any, now: Any, candidates: Any) -> None:
     found = []
     if not isinstance(query, str):
         found.append(f"a query is a text; got {query!r:.60}")
+    if not isinstance(scope, Scope):
+        found.append(f"a reader is a Scope; got {scope!r:.60}; write Scope(user=...)")
     for name, value, least in (("k", k, 0), ("candidates", candidates, 1)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             found.append(f"{name} counts entries, {least} or more; got {value!r}")

@@ -14,6 +14,7 @@ from twoclock.errors import StoreError
 from twoclock.memory import tables
 from twoclock.memory.encoders import Encoder
 from twoclock.memory.index import Found, Index, Vector
+from twoclock.memory.nearest import encoded
 from twoclock.memory.records import Kind, Scope
 from twoclock.memory.words import counted
 
@@ -39,7 +40,7 @@ class LiveIndex:
         """Vectors of keys, by entry; none without an encoder."""
         if self._encoder is None or not keys:
             return {}
-        return dict(zip(keys, self._encoder.encode(list(keys.values())), strict=True))
+        return dict(zip(keys, encoded(self._encoder, list(keys.values())), strict=True))
 
     def require_encoder(self, db: sqlite3.Connection) -> None:
         """Raises StoreError where the file's vectors are another encoder's."""
@@ -123,7 +124,7 @@ class LiveIndex:
         index = self._index if self._index is not None else Index()
         vector = None
         if self._encoder is not None and len(index) and isinstance(query, str):
-            vector = self._encoder.encode([query])[0]
+            vector = encoded(self._encoder, [query])[0]
         return index.search(query, scope=scope, k=k, kinds=kinds, now=now, vector=vector, candidates=candidates)
 
     def _put(self, index: Index, row: sqlite3.Row) -> None:

@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Vectors", "best_by_id", "floor_of"]
+from twoclock.errors import ConfigError
+from twoclock.memory.encoders import Encoder
+
+__all__ = ["Vectors", "best_by_id", "encoded", "floor_of"]
 
 SPARSE = 4
 """Where fewer than one in so many rows are visible, these are gathered and the others not read."""
@@ -27,6 +30,19 @@ Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Vector = npt.NDArray[np.float32]
+Matrix = npt.NDArray[np.float32]
+
+
+def encoded(encoder: Encoder, texts: Sequence[str]) -> Matrix:
+    """Vectors [N, D] of texts. Raises ConfigError where the encoder does not keep its contract: another shape, or
+    numbers that are none."""
+    made = np.asarray(encoder.encode(list(texts)), dtype=np.float32)
+    if made.shape != (len(texts), encoder.dimension) or not np.isfinite(made).all():
+        raise ConfigError(
+            f"the encoder {encoder.id!r} must make finite vectors [{len(texts)}, {encoder.dimension}], one a text; it "
+            f"made {list(made.shape)}{'' if np.isfinite(made).all() else ', some of them NaN or infinite'}"
+        )
+    return made
 
 
 class Vectors:

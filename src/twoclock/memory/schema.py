@@ -18,7 +18,7 @@ from pathlib import Path
 
 from twoclock.errors import StoreError
 
-__all__ = ["APPLICATION_ID", "LATEST", "MIGRATIONS", "Migration", "open_file"]
+__all__ = ["APPLICATION_ID", "GROWING", "LATEST", "MIGRATIONS", "Migration", "open_file"]
 
 APPLICATION_ID = 0x32636C6D
 """``2clm`` in ASCII, in the header of every memory file."""
@@ -35,6 +35,16 @@ class Migration:
     name: str
     statements: tuple[str, ...]
 
+
+GROWING = ("events", "touches", "episodes", "readings", "outcomes")
+"""Tables whose rows stay as they were written, whoever opens the file with whatever tool."""
+
+_STAY = tuple(
+    f"CREATE TRIGGER {table}_{name} BEFORE {name.upper()} ON {table} "
+    "BEGIN SELECT RAISE(ABORT, 'the history of a memory only grows'); END"
+    for table in GROWING
+    for name in ("update", "delete")
+)
 
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(
@@ -76,6 +86,7 @@ MIGRATIONS: tuple[Migration, ...] = (
             """CREATE VIRTUAL TABLE entries_words USING fts5 (
                 key, text, content='entries', content_rowid='number',
                 tokenize="unicode61 remove_diacritics 2 tokenchars '_'")""",
+            *_STAY,
         ),
     ),
 )

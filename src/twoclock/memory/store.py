@@ -60,6 +60,7 @@ class MemoryStore:
         self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
         self._pid = 0
+        self._file: tuple[int, int] | None = None
         self._abandoned: list[sqlite3.Connection | None] = []
         self._index = LiveIndex(encoder)
 
@@ -114,7 +115,13 @@ class MemoryStore:
             # SQLite's connections must not cross a fork; the parent's is left to the parent.
             self._abandoned.append(self._db)
             self._db, self._pid = schema.open_file(self.path, create=create), os.getpid()
+            self._file = _identity(self.path)
             self._index.forget()
+        elif self._file != _identity(self.path):
+            raise StoreError(
+                f"the memory {self.path} was moved, deleted or replaced while it was open; what is written now would "
+                "be lost: open it anew"
+            )
         return self._db
 
     @contextmanager
@@ -593,6 +600,15 @@ class MemoryStore:
             counts: dict[str, Any] = dict(tables.counts(db))
         files = [self.path.with_name(self.path.name + tail) for tail in ("", "-wal")]
         return {**counts, "bytes": sum(file.stat().st_size for file in files if file.exists())}
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file the path names now; None where there is none."""
+    try:
+        told = path.stat()
+    except OSError:
+        return None
+    return told.st_dev, told.st_ino
 
 
 def _roll_back(db: sqlite3.Connection) -> None:
