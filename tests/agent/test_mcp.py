@@ -102,6 +102,8 @@ def test_a_call_that_takes_too_long_is_given_up_and_the_session_goes_on() -> Non
         assert "no result within 0.3 s" in result.text
         server.timeout_s = 10
         assert call(box, "add", a=1).text == "2"
+        hasty = Toolbox(server.tools(), timeout_s=0.1)
+        assert call(hasty, "slow", seconds=0.5).text == "woke", "the server's limit holds, not the toolbox's"
 
 
 @needs_mcp
