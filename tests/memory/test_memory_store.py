@@ -17,9 +17,10 @@ import pytest
 from twoclock.errors import ConfigError, StoreError
 from twoclock.memory.bank import Bank
 from twoclock.memory.encoders import HashingEncoder
+from twoclock.memory.handles import MemoryBudget, Receipt
 from twoclock.memory.records import Effect, Entry, Scope
 from twoclock.memory.schema import GROWING, LATEST
-from twoclock.memory.store import MemoryBudget, MemoryStore, Receipt
+from twoclock.memory.store import MemoryStore
 from twoclock.memory.words import words_of
 from twoclock.seeding import child_rng
 
@@ -151,6 +152,8 @@ def test_an_echo_of_what_was_shown_is_refused_and_the_refusal_kept(store: Memory
 def test_an_improper_entry_writes_nothing_of_its_batch(store: MemoryStore) -> None:
     with pytest.raises(ConfigError, match="a reward must lie in"):
         store.add_many([RED, replace(BLUE, reward=math.nan)], actor="me")
+    with pytest.raises(ConfigError, match=r"write add\(entry\)"):
+        store.add_many(RED, actor="me")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="say who writes"):
         store.add(RED, actor="")
     with pytest.raises(ConfigError, match="lone surrogate"):
@@ -359,6 +362,10 @@ def test_listing_by_words_takes_no_text_for_syntax(store: MemoryStore) -> None:
             with pytest.raises(ConfigError, match="has no word in it"):
                 store.entries(containing=odd)
     assert store.entries(containing="NOT") == []
+    with pytest.raises(ConfigError, match="write kinds="):
+        store.entries(kinds="note")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="unknown kind of entry 'lesson'"):
+        store.entries(kinds=["lesson"])  # type: ignore[list-item]
 
 
 # ------------------------------------------------------------------------------------------------------------ episodes
@@ -372,6 +379,8 @@ def test_episodes_never_change(store: MemoryStore) -> None:
         store.add_episode("r1", {})
     with pytest.raises(ConfigError, match="must be plain JSON"):
         store.add_episode("r2", {"x": math.nan})
+    with pytest.raises(ConfigError, match="an episode needs a name"):
+        store.add_episode("", {})
     with pytest.raises(StoreError, match="there is no episode 'r2'"):
         store.episode("r2")
 
@@ -402,8 +411,12 @@ def test_enforce_retires_what_the_policy_says_and_nothing_else(store: MemoryStor
     assert store.enforce(lambda e, f, now: {RED.id: "useless"}, actor="policy") == {RED.id: "useless"}
     assert store.enforce(lambda e, f, now: [], actor="policy") == {}
     before = store.fingerprint()
-    with pytest.raises(ConfigError, match="which is no live entry"):
-        store.enforce(lambda e, f, now: [BLUE.id, RED.id], actor="policy")
+    for wrong in ([BLUE.id, RED.id], None, BLUE.id, [BLUE], 7):
+        if wrong != BLUE.id:
+            with pytest.raises(ConfigError, match="which is no live entry"):
+                store.enforce(lambda e, f, now, wrong=wrong: wrong, actor="policy")  # type: ignore[misc]
+    with pytest.raises(ZeroDivisionError):
+        store.enforce(lambda e, f, now: [str(1 / 0)], actor="policy")
     with pytest.raises(StoreError, match="from within one of its own writes"):
         store.enforce(lambda e, f, now: [h.entry.id for h in store.search("door")], actor="policy")
     assert store.fingerprint() == before
@@ -547,11 +560,69 @@ def test_files_that_are_no_memory(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(StoreError, match="pip install --upgrade twoclock"):
         MemoryStore.open(newer)
+    with pytest.raises(ConfigError, match="use a Bank"):
+        MemoryStore.open(":memory:")
+    with pytest.raises(ConfigError, match="build_encoder"):
+        MemoryStore.open(tmp_path / "m.sqlite", encoder="minilm")  # type: ignore[arg-type]
+    store = opened(tmp_path / "closed.sqlite")
+    store.close()
+    store.close()
+    with pytest.raises(StoreError, match="was closed"):
+        store.search("x")
     # A file that was cut off before it was made is made.
     empty = tmp_path / "empty.sqlite"
     empty.touch()
     with opened(empty) as store:
         assert store.check() == []
+
+
+def test_a_damaged_file_is_told_not_read_as_if_it_were_whole(tmp_path: Path) -> None:
+    path = tmp_path / "m.sqlite"
+    with opened(path) as store:
+        store.add_many([replace(RED, key=f"door {n}", text="lesson " * 40) for n in range(60)], actor="me")
+    whole = path.read_bytes()
+    for size in (len(whole) // 2, len(whole) - 4096, len(whole) // 3 + 100):
+        assert is_told(tmp_path / f"cut{size}.sqlite", whole[:size])
+    places = [found.start() for found in re.finditer(b"lesson", whole)]
+    for at in places[:: len(places) // 12]:
+        changed = whole[:at] + b"Lesson" + whole[at + 6 :]
+        assert is_told(tmp_path / f"changed{at}.sqlite", changed)
+
+
+def is_told(path: Path, content: bytes) -> bool:
+    """Whether an error or the check says that something is wrong."""
+    path.write_bytes(content)
+    try:
+        with opened(path) as store:
+            return bool(store.check())
+    except StoreError as error:
+        return str(path) in str(error)
+
+
+def test_a_history_that_was_rewritten_is_found(tmp_path: Path) -> None:
+    """Also where the one who did it made everything that follows anew."""
+    path = tmp_path / "m.sqlite"
+    with opened(path) as store:
+        store.add_many([RED, BLUE], actor="me")
+        store.retire(RED.id, "x", actor="me")
+    for statement, told in (
+        ("UPDATE events SET actor = 'you' WHERE seq = 2", 2),
+        ("UPDATE events SET payload = replace(payload, 'push it', 'pull it') WHERE seq = 2", 2),
+        ("DELETE FROM events WHERE seq = 2", 3),
+        ("DELETE FROM touches WHERE seq = 3", 3),
+    ):
+        copy = tmp_path / f"{told}.sqlite"
+        copy.write_bytes(path.read_bytes())
+        db = sqlite3.connect(copy)
+        for table in ("events", "touches"):
+            for verb in ("update", "delete"):
+                db.execute(f"DROP TRIGGER {table}_{verb}")
+        db.execute(statement)
+        db.commit()
+        db.close()
+        with opened(copy) as store:
+            store.rebuild()
+            assert f"event {told} is not what was written: restore the file from a copy" in store.check()
 
 
 def test_threads_share_a_store(store: MemoryStore) -> None:

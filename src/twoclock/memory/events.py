@@ -38,6 +38,7 @@ class Event:
     seq: int
     """Its place in the history, from 1; later events have higher ones."""
     id: str
+    """A hash of it and of the event before."""
     at: float
     """Seconds since the epoch."""
     actor: str

@@ -30,7 +30,7 @@ from twoclock.memory.bm25 import Postings
 from twoclock.memory.nearest import Vectors, best_by_id
 from twoclock.memory.records import KINDS, Kind, Scope
 
-__all__ = ["Found", "Index"]
+__all__ = ["Found", "Index", "require_kinds"]
 
 FUSION = 60
 """Reciprocal rank fusion's constant: how fast the weight of a rank falls."""
@@ -215,9 +215,20 @@ def _check(query: Any, scope: Any, k: Any, kinds: Any, now: Any, candidates: Any
             found.append(f"{name} counts entries, {least} or more; got {value!r}")
     if not isinstance(now, int | float) or not math.isfinite(now):
         found.append(f"now must be a finite time on the entries' clock; got {now!r}")
-    if isinstance(kinds, str):
-        found.append(f"kinds is a collection of kinds, not one string; write kinds=[{kinds!r}]")
-    elif kinds is not None and (unknown := sorted(str(kind) for kind in kinds if kind not in KINDS)):
-        found.append(f"unknown kind of entry '{unknown[0]}'; known: {', '.join(KINDS)}")
+    found += _kind_problems(kinds)
     if found:
         raise ConfigError(found)
+
+
+def require_kinds(kinds: Collection[Kind] | None) -> None:
+    """Raises ConfigError for what is no collection of kinds; None is every kind."""
+    if found := _kind_problems(kinds):
+        raise ConfigError(found)
+
+
+def _kind_problems(kinds: Any) -> list[str]:
+    if isinstance(kinds, str):
+        return [f"kinds is a collection of kinds, not one string; write kinds=[{kinds!r}]"]
+    if kinds is not None and (unknown := sorted(str(kind) for kind in kinds if kind not in KINDS)):
+        return [f"unknown kind of entry '{unknown[0]}'; known: {', '.join(KINDS)}"]
+    return []

@@ -38,12 +38,13 @@ from twoclock.memory.entries import (
 )
 from twoclock.memory.events import Event, Kept, folded
 from twoclock.memory.handles import MemoryBudget, Reading, Receipt
+from twoclock.memory.index import require_kinds
 from twoclock.memory.live_index import LiveIndex
 from twoclock.memory.records import Effect, Entry, Hit, Kind, Scope
 from twoclock.memory.words import words_of
 from twoclock.seeding import child_rng
 
-__all__ = ["MemoryBudget", "MemoryStore", "Reading", "Receipt"]
+__all__ = ["MemoryStore"]
 
 EMBED_ROWS = 256
 """Keys that are embedded before their vectors are written down."""
@@ -60,6 +61,7 @@ class MemoryStore:
         self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
         self._pid = 0
+        self._closed = False
         self._file: tuple[int, int] | None = None
         self._abandoned: list[sqlite3.Connection | None] = []
         self._index = LiveIndex(encoder)
@@ -82,6 +84,10 @@ class MemoryStore:
         gives the time in seconds. Raises StoreError for a file that is missing, damaged, no memory, or newer than this
         code.
         """
+        if str(path) == ":memory:":
+            raise ConfigError("a memory store is a file; for entries that stand in memory alone use a Bank")
+        if encoder is not None and not isinstance(encoder, Encoder):
+            raise ConfigError(f"encoder is {encoder!r:.60}; give an encoder, such as build_encoder('hashing')")
         store = cls(Path(path), encoder, budget, clock)
         with store._lock:
             store._connection(create=create)
@@ -100,7 +106,7 @@ class MemoryStore:
         with self._lock:
             if self._db is not None and self._pid == os.getpid():
                 self._db.close()
-            self._db = None
+            self._db, self._closed = None, True
 
     def __enter__(self) -> MemoryStore:
         return self
@@ -111,6 +117,8 @@ class MemoryStore:
     # --------------------------------------------------------------------------------------------------- transactions
 
     def _connection(self, *, create: bool = False) -> sqlite3.Connection:
+        if self._closed:
+            raise StoreError(f"the memory {self.path} was closed; open it anew")
         if self._db is None or self._pid != os.getpid():
             # SQLite's connections must not cross a fork; the parent's is left to the parent.
             self._abandoned.append(self._db)
@@ -167,6 +175,8 @@ class MemoryStore:
         meant; so do improper entries. Then nothing is written.
         """
         now = self._clock()
+        if isinstance(entries, Entry):
+            raise ConfigError("add_many takes several entries; write add(entry) or add_many([entry])")
         given = [require_proper(entry) for entry in entries]
         for entry in given:
             _require_scope(entry.scope, writer, across, "written")
@@ -319,9 +329,15 @@ class MemoryStore:
         live = {kept.entry.id: kept for kept in tables.all_kept(db, live_only=True)}
         measured = {name: kept.effect for name, kept in live.items() if kept.effect != Effect()}
         chosen = policy([kept.entry for kept in live.values()], measured, now)
-        why = dict(chosen) if isinstance(chosen, Mapping) else dict.fromkeys(chosen, "the policy would forget it")
+        if not isinstance(chosen, Mapping):
+            told = list(chosen) if isinstance(chosen, Iterable) and not isinstance(chosen, str) else [chosen]
+            chosen = {name if isinstance(name, str) else repr(name): "the policy would forget it" for name in told}
+        why = {name: _text(reason, "a policy's reason") for name, reason in chosen.items()}
         if unknown := sorted(set(why) - set(live)):
-            raise ConfigError(f"the policy would retire {unknown[0]!r}, which is no live entry of this memory")
+            raise ConfigError(
+                f"the policy would retire {unknown[0]:.60}, which is no live entry of this memory; a policy gives "
+                "entry ids, or a mapping of ids to reasons"
+            )
         if why:
             tables.append(db, "retire", why, {"reasons": why}, actor=actor, at=now)
         return why
@@ -364,6 +380,7 @@ class MemoryStore:
                 raise ConfigError(f"containing={containing!r} has no word in it")
             # Quoted, so that no text is taken for a query's syntax.
             match = " ".join('"' + word.replace('"', '""').replace("\0", " ") + '"' for word in words)
+        require_kinds(kinds)
         chosen = None if kinds is None else list(kinds)
         with self._reading() as db:
             found = tables.all_kept(db, live_only=not include_retired, reader=scope, kinds=chosen, match=match)
@@ -498,6 +515,8 @@ class MemoryStore:
     def add_episode(self, name: str, payload: Mapping[str, Any] | Sequence[Any]) -> str:
         """Keep a raw episode, which never changes, under the name that provenance gives it; its content hash. Raises
         ConfigError for what is no plain JSON, and where another episode has the name."""
+        if not _text(name, "the episode's name"):
+            raise ConfigError("an episode needs a name: provenance refers to it by that")
         try:
             plain = canonical_json(payload)
             plain.encode("utf-8")
@@ -505,7 +524,7 @@ class MemoryStore:
             raise ConfigError(f"the episode {name!r} must be plain JSON: {error}") from None
         digest = content_hash(plain)
         with self._writing() as db:
-            there = tables.episode(db, _text(name, "the episode's name"))
+            there = tables.episode(db, name)
             if there is None:
                 tables.add_episode(db, name, plain, digest, self._clock())
             elif there["hash"] != digest:
@@ -562,10 +581,13 @@ class MemoryStore:
         return Bank(tuple(one.entry for one in kept), effects)
 
     def check(self) -> list[str]:
-        """What is wrong with the file, as sentences; none where all is well. Reads all of it: the derived tables must
-        be what the events make of them, and every episode what its hash says."""
+        """What is wrong with the file, as sentences; none where all is well. Reads all of it: every event must be what
+        its id says and follow the one that it did, the derived tables what the events make of them, and every episode
+        what its hash says."""
         with self._writing() as db:
             found: list[str] = tables.damage(db)
+            for seq in tables.broken_links(db):
+                found.append(f"event {seq} is not what was written: restore the file from a copy")
             expected = folded(tables.events(db))
             actual = {kept.entry.id: kept for kept in tables.all_kept(db, live_only=False)}
             episodes = tables.episodes(db)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoclock.errors import StoreError
-from twoclock.hashing import canonical_json
+from twoclock.hashing import canonical_json, content_hash
 from twoclock.memory.events import Action, Event, Kept, fold, step
 from twoclock.memory.records import Effect, Entry, Scope
 
@@ -68,8 +67,10 @@ def append(
 ) -> Event:
     """One more event, and the state of the entries that it touches after it."""
     touched = tuple(sorted(set(entries)))
-    event_id = uuid.uuid4().hex[:16]
-    values = (event_id, at, actor, action, canonical_json(dict(payload)), target)
+    plain = canonical_json(dict(payload))
+    last = db.execute("SELECT id FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+    event_id = _named("" if last is None else last["id"], at, actor, action, plain, target, touched)
+    values = (event_id, at, actor, action, plain, target)
     # RETURNING would be shorter; the libraries that older systems ship do not have it.
     db.execute("INSERT INTO events (id, at, actor, action, payload, target) VALUES (?, ?, ?, ?, ?, ?)", values)
     seq = int(db.execute("SELECT seq FROM events WHERE id = ?", (event_id,)).fetchone()[0])
@@ -81,6 +82,27 @@ def append(
         for entry_id in touched:
             _set(db, entry_id, step(kept(db, entry_id), event, entry_id))
     return event
+
+
+def _named(
+    last: str, at: float, actor: str, action: str, payload: str, target: int | None, entries: Sequence[str]
+) -> str:
+    """An event's id: a hash of it and of the one before, so that no part of a history can change unnoticed."""
+    return content_hash([last, float(at), actor, action, payload, target, list(entries)])[:16]
+
+
+def broken_links(db: sqlite3.Connection) -> list[int]:
+    """The events that are not what their ids say, or whose predecessor is another than it was."""
+    touched: dict[int, list[str]] = {}
+    for row in db.execute("SELECT seq, entry FROM touches ORDER BY seq, entry"):
+        touched.setdefault(row["seq"], []).append(row["entry"])
+    found, last = [], ""
+    for row in db.execute("SELECT * FROM events ORDER BY seq"):
+        told = (row["at"], row["actor"], row["action"], row["payload"], row["target"], touched.get(row["seq"], []))
+        if _named(last, *told) != row["id"]:
+            found.append(row["seq"])
+        last = row["id"]
+    return found
 
 
 def undo(db: sqlite3.Connection, target: Event, *, actor: str, at: float) -> Event:
@@ -126,6 +148,12 @@ def _in_force(db: sqlite3.Connection, entry_id: str) -> Iterator[Event]:
 
 
 def _event(row: sqlite3.Row, entries: tuple[str, ...], undone: bool) -> Event:
+    try:
+        payload = json.loads(row["payload"])
+    except ValueError:
+        raise StoreError(
+            f"event {row['seq']} of this memory is damaged: its payload is no JSON; restore a copy"
+        ) from None
     return Event(
         seq=row["seq"],
         id=row["id"],
@@ -133,7 +161,7 @@ def _event(row: sqlite3.Row, entries: tuple[str, ...], undone: bool) -> Event:
         actor=row["actor"],
         action=row["action"],
         entries=entries,
-        payload=json.loads(row["payload"]),
+        payload=payload,
         target=row["target"],
         undone=undone,
     )
