@@ -66,7 +66,7 @@ class Parts:
         self.tasks: dict[str, Task] = {
             name: task
             for name, spec in config.tasks.items()
-            if (task := attempt(partial(build_task, name, spec, self.seed, base))) is not None
+            if (task := attempt(partial(_task, name, spec, self.seed, base))) is not None
         }
         problems += _stream_problems(config)
         self.rollouts: RolloutSettings = attempt(lambda: read_options(RolloutSettings, config.rollouts, "[rollouts]"))
@@ -111,6 +111,15 @@ class Parts:
 def build_parts(config: RunConfig) -> Parts:
     """The parts of a run. Raises ConfigError with every mistake of the configuration at once."""
     return Parts(config)
+
+
+def _task(name: str, spec: Mapping[str, Any], seed: int, base: Path) -> Task:
+    """A task of any source, also of those that stand above the room of tasks because an agent plays them."""
+    if spec.get("source") != "planner":
+        return build_task(name, spec, seed, base)
+    from twoclock.agent.planner_task import build_planner_task
+
+    return build_planner_task(name, spec, seed, base)
 
 
 def build_channel(name: str, options: Mapping[str, Any], reflector: Reflector | None) -> Channel[Any]:
