@@ -92,6 +92,10 @@ class Interactive(Protocol):
         empty unless the whole episode is one sequence that a teacher-forced pass can score."""
         ...
 
+    def answer_of(self, text: str) -> str:
+        """What a case keeps of a transcript: the actions or the plan, in the form in which the policy writes them."""
+        ...
+
 
 class TaskStream(Protocol):
     """Ordered phases, each a task and a number of rounds."""

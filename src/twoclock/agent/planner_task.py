@@ -28,6 +28,7 @@ from twoclock.agent.toolbox import Toolbox
 from twoclock.agent.tools import Tool, as_tool
 from twoclock.contracts import Policy, Task
 from twoclock.errors import ConfigError, DataError
+from twoclock.hashing import canonical_json
 from twoclock.options import read_options
 from twoclock.tasks.loading import load_function
 from twoclock.tasks.sources import build_task
@@ -96,6 +97,15 @@ class PlannerTask:
         asked = [(item, a) for item, a in zip(items, answers, strict=True) if isinstance(a, str)]
         graded = iter(self.of.grade([item for item, _ in asked], [a for _, a in asked]) if asked else [])
         return [next(graded) if isinstance(a, str) else a for a in answers]
+
+    def answer_of(self, text: str) -> str:
+        """The last plan as the planner writes it, or its answer where it needed none; a text that is no transcript is
+        its own."""
+        if not is_transcript(text):
+            return text
+        episode = PlannedEpisode.loads(text)
+        plan = [{"task": task} for task in episode.plans[-1]] if episode.plans else []
+        return canonical_json({"plan": plan} if plan else {"answer": episode.answer or ""})
 
     def close(self) -> None:
         """Ends the servers, and what the inner task holds."""

@@ -18,6 +18,8 @@ __all__ = ["Usefulness", "evict", "usefulness"]
 
 EXPLORE = 1.0
 """How many standard deviations above its estimate an entry is judged: the bonus of what is not yet measured."""
+PATIENCE = 5
+"""How many finds an entry may miss before its being found seldom counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,8 @@ def usefulness(
 ) -> dict[str, Usefulness]:
     """Each entry's usefulness, by id. ``now`` is on the clock of ``Entry.created``.
 
-    The rate is ``(found + 1) / (age + 1 / pooled rate)``: an entry that has just come is taken to be found as often
-    as the others, and one that is never found sinks.
+    The rate is ``(found + 5) / (age × pooled rate + 5)``: an entry that has just come is taken to be found as often as
+    the others, and one that is never found sinks.
     """
     if not math.isfinite(now):
         raise ValueError(f"now must be a finite time on the entries' clock; got {now!r}")
@@ -53,7 +55,7 @@ def usefulness(
     total_age, total_found = math.fsum(ages.values()), sum(found.values())
     pooled = total_found / total_age if total_age > 0 and total_found else 0.0
     return {
-        name: _judge(effect, prior, (found[name] + 1) / (ages[name] * pooled + 1), explore)
+        name: _judge(effect, prior, (found[name] + PATIENCE) / (ages[name] * pooled + PATIENCE), explore)
         for name, effect in own.items()
     }
 

@@ -11,17 +11,20 @@ For each case c the episodic store 𝒟_c holds situations s_i with what was ear
 Where we depart: the paper divides by Σ k alone, which says as much after one remote outcome as after a hundred near
 ones; we add a prior of weight n₀ (n₀ = 0 gives the paper's), the mean of all targets, tilted by similarity. θ of k_θ is
 one bandwidth h, chosen from a grid by the leave-one-out squared error of Q, which is the paper's loss with gradient
-steps and target network replaced by an exact search in one dimension. A situation that comes again moves its Q_i by
+steps and target network replaced by a search in one dimension. A situation that comes again moves its Q_i by
 η(target − Q_i), η = 1/(visits + 1) by default: the mean.
 
 Credit, where several cases were shown: ``shared`` gives each the episode's whole outcome, as published. ``additive``
 solves for what each added, r ≈ b + Σ_{c shown} a_c, over the outcomes near s with weights k(s,s_i), each a_c held to
 its prior with the weight n₀ (ridge regression), and takes Q(s,c) = b + a_c; of one case an episode both are nearly the
-same. Without exploration cases that are always shown together keep equal values: nothing else is in the data.
+same. Where always equally many are shown, b and the sum of the a_c cannot be told apart: then additive Q ranks, and its
+level means little, so set no floor. Without exploration cases that are always shown together keep equal values under
+both: nothing else is in the data.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -43,7 +46,9 @@ __all__ = ["BANDWIDTHS", "KernelRetriever", "KernelState", "kernel", "kernel_val
 
 BANDWIDTHS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """h is one of these where it is fitted: with h = .1, a cosine of .9 counts for e⁻¹ of the same situation."""
-_FITTED_ON = 512
+_FITTED_FROM, _FITTED_ON = 256, 512
+"""Outcomes: from how many the kernel is fitted, and on how many of the newest."""
+_PRIOR_WEIGHTS = (1.0, 4.0, 16.0, 64.0)
 _LARGEST_WEIGHT = 20.0
 _FAR = 1e-3
 """Outcomes with a smaller k are left out of the regression: a thousand of them count for one."""
@@ -112,7 +117,7 @@ class KernelRetriever:
     dimension: int
     selection: Selection = field(default_factory=Selection)
     bandwidth: float | None = None
-    """h; None fits it every ``fit_every`` episodes, from 0.1."""
+    """h; None is 0.2 until there are 256 outcomes, and is then fitted every ``fit_every`` episodes."""
     fit_every: int = 64
     prior_weight: float = 1.0
     """n₀: how many outcomes in this very situation the prior counts for."""
@@ -151,7 +156,7 @@ class KernelRetriever:
 
     def init(self, seed: int) -> KernelState:
         empty = frozen(np.zeros((0, self.dimension), np.float32))
-        return KernelState(encoder=self.encoder, seed=seed, bandwidth=self.bandwidth or 0.1, situations=empty)
+        return KernelState(encoder=self.encoder, seed=seed, bandwidth=self.bandwidth or 0.2, situations=empty)
 
     # ------------------------------------------------------------------------------------------------------ reading
 
@@ -230,7 +235,8 @@ class KernelRetriever:
                 target = outcome.reward - outcome.baseline + self.discount * self._future(state, outcome)
                 store.put(query, {c.id: self._weight(c) for c in outcome.shown}, target, self.step)
         after = store.state(state, len(outcomes), self.capacity)
-        if self.bandwidth is None and state.outcomes // self.fit_every < after.outcomes // self.fit_every:
+        due = state.outcomes // self.fit_every < after.outcomes // self.fit_every
+        if self.bandwidth is None and due and len(after.value) >= _FITTED_FROM:
             after = replace(after, bandwidth=self.fit(after))
         return after
 
@@ -246,14 +252,26 @@ class KernelRetriever:
         return soft_value(values, self.selection.temperature)
 
     def fit(self, state: KernelState) -> float:
-        """The h of the grid with the least leave-one-out error Σ w_i (Q_i − Q_{−i}(s_i, c_i))² of the shared Q over the
-        newest 512 outcomes; the present one where they are equal."""
-        errors = {h: self._error(state, h) for h in (state.bandwidth, *BANDWIDTHS)}
-        best = min(errors.values())
-        return next(h for h, e in errors.items() if e <= best + 1e-12)
+        """The widest h of the grid whose leave-one-out error Σ w_i (Q_i − Q_{−i}(s_i, c_i))² of the shared Q, over the
+        newest 512 outcomes, is within one standard error of the least (Breiman et al., 1984).
 
-    def _error(self, state: KernelState, bandwidth: float) -> float:
-        newest, total = len(state.value) - _FITTED_ON, 0.0
+        Each h is tried at the prior weight that suits it best. With one weight for all the narrowest kernel would win
+        wherever rewards are noisy: with no neighbours a guess is the mean of all, which errs little and ranks nothing.
+        """
+        errors = {
+            h: min((self._errors(state, h, n) for n in _PRIOR_WEIGHTS), key=lambda e: float(e.sum()))
+            for h in BANDWIDTHS
+        }
+        best = min(BANDWIDTHS, key=lambda h: float(errors[h].sum()))
+        within = [best]
+        for h, found in errors.items():
+            more = found - errors[best]
+            if more.sum() <= math.sqrt(len(more)) * float(more.std()):
+                within.append(h)
+        return max(within)
+
+    def _errors(self, state: KernelState, bandwidth: float, prior_weight: float) -> Floats:
+        newest, found = len(state.value) - _FITTED_ON, [np.zeros(0)]
         for places in state.places.values():
             places = places[state.slate[places] >= newest]
             rows = state.slate[places]
@@ -261,12 +279,9 @@ class KernelRetriever:
             points = state.situations[state.situation[rows]]
             weights = kernel(points @ points.T, bandwidth) * share
             np.fill_diagonal(weights, 0.0)
-            sums = self.prior_weight + weights.sum(axis=1)
-            known = sums > 0.0
-            guess = self.prior_weight * state.mean + weights @ state.value[rows]
-            guess = np.where(known, guess / np.where(known, sums, 1.0), state.mean)
-            total += float((share * (state.value[rows] - guess) ** 2).sum())
-        return total
+            guess = (prior_weight * state.mean + weights @ state.value[rows]) / (prior_weight + weights.sum(axis=1))
+            found.append(share * (state.value[rows] - guess) ** 2)
+        return np.concatenate(found)
 
     # ------------------------------------------------------------------------------------------------------- storing
 

@@ -20,8 +20,8 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 REFUSED = (
     "socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile", "pty.",
     "os.kill", "signal.pthread_kill", "ctypes.", "shutil.", "os.remove", "os.rename", "os.rmdir", "os.chmod",
-    "os.chown", "os.link", "os.symlink", "os.truncate", "os.putenv", "os.chdir", "resource.", "sys.addaudithook", "webbrowser.",
-    "ftplib.", "smtplib.", "http.", "urllib.", "sqlite3.",
+    "os.chown", "os.link", "os.symlink", "os.truncate", "os.putenv", "os.chdir", "resource.", "sys.addaudithook",
+    "webbrowser.", "ftplib.", "smtplib.", "http.", "urllib.", "sqlite3.",
 )  # fmt: skip
 
 

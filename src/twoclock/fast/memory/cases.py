@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from twoclock.contracts import Reflector, Workbench
+from twoclock.contracts import Interactive, Reflector, Workbench
 from twoclock.errors import ConfigError, unknown_name
 from twoclock.fast.memory.channel import Learned, MemoryChannel
 from twoclock.fast.memory.config import MemoryConfig
@@ -65,11 +65,13 @@ class CasesChannel(MemoryChannel):
                     continue
                 answers = [r for r in fresh if (r.reward >= self.config.success) == good]
                 if answers:
-                    learned.entries.append(self._case(evidence, group, _commonest(answers), good))
+                    rollout = _commonest(answers)
+                    text = rollout.completion.text.strip()
+                    answer = bench.task.answer_of(text) if isinstance(bench.task, Interactive) else text
+                    learned.entries.append(self._case(evidence, group, rollout, answer, good))
         return learned
 
-    def _case(self, evidence: Evidence, group: Group, rollout: Rollout, good: bool) -> Entry:
-        answer = rollout.completion.text.strip()
+    def _case(self, evidence: Evidence, group: Group, rollout: Rollout, answer: str, good: bool) -> Entry:
         body = {"question": group.item.prompt, "answer": answer, "item": group.item.id, "success": good}
         if not good and rollout.grade.feedback:
             body["feedback"] = rollout.grade.feedback
