@@ -87,26 +87,19 @@ class Bank:
 
     def refusal(self, entry: Entry) -> str | None:
         """Why an entry would not be taken up: it repeats what it was shown (``seen``). None where it would."""
-        return repeated(entry, (self._by_id[name] for name in entry.seen if name in self._by_id))
+        return _refusal(entry, self._by_id)
 
     def add(self, *entries: Entry) -> Bank:
         """With these entries. One that is there already gains the new one's provenance and keeps all else; one that
         merely repeats what it was shown is left out (:meth:`refusal` says why). Raises ConfigError for an improper
         entry; then none is added."""
-        bank = self
+        kept = dict(self._by_id)
         for entry in [require_proper(entry) for entry in entries]:
-            if bank.refusal(entry) is None:
-                bank = bank._with(entry)
-        return bank
-
-    def _with(self, entry: Entry) -> Bank:
-        old = self._by_id.get(entry.id)
-        if old is None:
-            return Bank((*self.entries, entry), self.effects, self._vectors)
-        new = merged(old, entry)
-        if new == old:
-            return self
-        return Bank(tuple(new if e is old else e for e in self.entries), self.effects, self._vectors)
+            if _refusal(entry, kept) is None:
+                kept[entry.id] = merged(kept.get(entry.id, entry), entry)
+        # A dictionary keeps the place of what is in it already, so the order is that of the first time.
+        after = tuple(kept.values())
+        return self if after == self.entries else Bank(after, self.effects, self._vectors)
 
     def retire(self, entry_ids: Iterable[str] | str) -> Bank:
         """Without these entries and their effects. Raises ConfigError for an id that is not there."""
@@ -223,3 +216,7 @@ class Bank:
         if len(set(known)) < len(known) or not effects.keys() <= set(known):
             raise ValueError("its entries are not distinct, or effects belong to none of them")
         return cls(entries, effects)
+
+
+def _refusal(entry: Entry, kept: Mapping[str, Entry]) -> str | None:
+    return repeated(entry, (kept[name] for name in entry.seen if name in kept))
