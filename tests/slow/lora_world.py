@@ -275,7 +275,9 @@ class Oracle:
         start = {n: (a.detach().clone(), b.detach().clone()) for n, (a, b) in self.factors.items()}
         # At the start the KL to the base is 0, so a dead group teaches nothing there.
         moved = any(float(b.abs().max()) > 0 for _, b in start.values())
+        living = moved or any(len(set(g.rewards)) > 1 for g in evidence.groups)
         every = config.objective == "reinforce" or (config.kl == "k1_reward" and moved)
+        every = every or (config.kl in ("k2_loss", "k3_loss") and living)
         alive = [g for g in evidence.groups if every or len(set(g.rewards)) > 1]
         alive.sort(key=lambda g: child_seed("lora-order", seed, g.item.id))
         for part in range(config.steps_per_round):

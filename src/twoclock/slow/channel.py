@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
@@ -14,7 +13,7 @@ from twoclock.nn.objective_table import OBJECTIVES, Objective
 from twoclock.seeding import child_seed
 from twoclock.slow.config import TrainingConfig
 from twoclock.slow.credit import Credited, between_prompts, credit_distilled, credit_rewards, scored_under
-from twoclock.slow.training import Row, Training
+from twoclock.slow.training import Training
 from twoclock.types import Budget, Conditioning, Declined, Evidence, PolicyCard, Proposal, Timescale, Write
 
 __all__ = ["SlowChannel"]
@@ -23,6 +22,8 @@ StateT = TypeVar("StateT")
 
 FIRST_KL_COEF = 0.05
 """Where β starts when only a target is given."""
+LEAST_SHARE, MOST_TIMES = 8, 64
+"""The range in which β is steered, as parts and multiples of its first value."""
 
 
 class SlowChannel(ABC, Generic[StateT]):
@@ -72,7 +73,14 @@ class SlowChannel(ABC, Generic[StateT]):
             credited, kl = self._credit(bench, model, evidence, before, kl_coef)
         except (ConfigError, NumericsError) as problem:
             return Declined(channel=self.name, reason=str(problem), metrics=share)
-        rows = [(group, [c for c in row if c.teaches]) for group, row in zip(evidence.groups, credited, strict=True)]
+        taught = sum(any(c.teaches for c in row) for row in credited)
+        # A KL in the loss is a penalty on the policy and not on what it was paid: it counts dead groups too, but has no
+        # gradient where the weights are still the base's.
+        whole = self._training.kl in ("k2_loss", "k3_loss") and (taught > 0 or before.step > 0)
+        rows = [
+            (group, [c for c in row if (c.counts if whole else c.teaches)])
+            for group, row in zip(evidence.groups, credited, strict=True)
+        ]
         rows = [(group, row) for group, row in rows if row]
         if not rows:
             return Declined(channel=self.name, reason=self._no_gradient(evidence), metrics=share)
@@ -88,22 +96,20 @@ class SlowChannel(ABC, Generic[StateT]):
             refused = training.step(some) if some else None
             if refused:
                 return Declined(channel=self.name, reason=refused, cost=training.cost, metrics=share)
-        return self._offer(training, rows, evidence, {**share, **kl, "kl_coef": kl_coef})
+        return self._offer(training, min(taught, len(rows)), evidence, {**share, **kl, "kl_coef": kl_coef})
 
-    def _offer(
-        self, training: Training, rows: Sequence[Row], evidence: Evidence, shared: dict[str, float]
-    ) -> Proposal[StateT]:
+    def _offer(self, training: Training, taught: int, evidence: Evidence, shared: dict[str, float]) -> Proposal[StateT]:
         metrics = {**training.metrics(), **shared}
         state = replace(training.state, kl_coef=self._next_kl_coef(shared["kl_coef"], metrics["kl_base"]))
         kept = "a gradient" if self._training.objective == "distill" else "reward variance"
         text = (
-            f"step {training.state.step}: {len(rows)} of {len(evidence.groups)} groups with a gradient, "
+            f"step {training.state.step}: {taught} of {len(evidence.groups)} groups with a gradient, "
             f"gradient norm {metrics['grad_norm']:.3g}, entropy {metrics['entropy']:.3g} nats"
         )
         return Proposal(
             channel=self.name,
             state=state,
-            cause=f"{len(rows)} groups of {evidence.task} in round {evidence.round} had {kept}",
+            cause=f"{taught} groups of {evidence.task} in round {evidence.round} had {kept}",
             cost=training.cost,
             writes=(Write(text=text, kind="step"),),
             metrics=metrics,
@@ -170,11 +176,15 @@ class SlowChannel(ABC, Generic[StateT]):
         return float(steered or self._training.kl_coef or FIRST_KL_COEF)
 
     def _next_kl_coef(self, now: float, kl: float) -> float:
-        """β for the next round; 0 where none is steered."""
+        """β for the next round; 0 where none is steered. Never below an eighth of its first value, or it would fall all
+        the way while the weights are still at the base and be missing when they leave; nor above 64 times, where the
+        penalty is all that the clipped gradient consists of."""
         target = self._training.kl_target
         if target is None or self._training.kl == "none":
             return 0.0
-        return now * 2 if kl > 1.5 * target else now / 2 if kl < target / 1.5 else now
+        first = self._training.kl_coef or FIRST_KL_COEF
+        steered = now * 2 if kl > 1.5 * target else now / 2 if kl < target / 1.5 else now
+        return min(max(steered, first / LEAST_SHARE), first * MOST_TIMES)
 
 
 def same_base(name: str, trained_on: str, model: Trainable) -> None:

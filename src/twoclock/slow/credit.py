@@ -33,6 +33,13 @@ class Credited:
 
     rollout: Rollout
     advantage: float | tuple[float, ...]
+    left_out: bool = False
+    """Whether the rollout plays no part at all: it was cut off, and such ones are masked."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether a penalty on the policy counts it, whatever it was paid."""
+        return bool(self.rollout.completion.tokens) and not self.left_out
 
     @property
     def teaches(self) -> bool:
@@ -70,7 +77,10 @@ def credit_rewards(
             mean = math.fsum(kl_of[id(r)] for r in unit) / len(unit)
             for r in unit:
                 by_id[id(r)] -= kl_coef * (kl_of[id(r)] - mean)
-    return [[Credited(r, 0.0 if _left_out(config, r) else by_id[id(r)]) for r in g.rollouts] for g in evidence.groups]
+    return [
+        [Credited(r, 0.0 if (out := _left_out(config, r)) else by_id[id(r)], out) for r in g.rollouts]
+        for g in evidence.groups
+    ]
 
 
 def _left_out(config: TrainingConfig, rollout: Rollout) -> bool:
