@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from twoclock.errors import ConfigError
 from twoclock.memory.bm25 import K1, B
 from twoclock.memory.index import FUSION, Found, Index
-from twoclock.memory.nearest import floor_of
+from twoclock.memory.nearest import best_by_id, floor_of
 from twoclock.memory.records import Entry, Kind, Scope
 from twoclock.memory.words import KEY_WEIGHT, counted, words_of
 from twoclock.seeding import child_rng
@@ -199,6 +199,17 @@ def test_the_floor_is_the_score_that_so_many_reach(levels: int) -> None:
         for depth in (1, 50, 100):
             wanted = np.sort(scores)[-depth] if n > depth else 0.0
             assert floor_of(scores, depth) == wanted
+
+
+@pytest.mark.parametrize("levels", [1, 2, 300])
+def test_the_best_are_those_of_a_full_sort(levels: int) -> None:
+    maker = np.random.default_rng(6)
+    ids = [f"{n:04x}" for n in maker.permutation(3000)]
+    rows = np.sort(maker.choice(3000, 1500, replace=False))
+    scores = maker.integers(1, levels + 1, 1500).astype(float)
+    wanted = sorted(range(1500), key=lambda n: (-scores[n], ids[rows[n]]))
+    for depth in (1, 20, 1499, 1500, 9000):
+        assert best_by_id(rows, scores, ids, depth).tolist() == rows[wanted[:depth]].tolist()
 
 
 @given(st.text(max_size=200), st.text(max_size=50))

@@ -8,6 +8,7 @@ quarter of the directions was tried and removed: for none of the encoders here d
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,9 +98,13 @@ def floor_of(scores: npt.NDArray[np.floating[Any]], depth: int) -> float:
 
 def best_by_id(rows: Rows, scores: Floats, ids: Sequence[str], depth: int) -> Rows:
     """The ``depth`` rows with the highest scores, best first; ties go by id."""
+    floor = floor_of(scores, depth)
     if len(rows) > depth:
-        best = scores >= floor_of(scores, depth)
-        rows, scores = rows[best], scores[best]
+        above, level = rows[scores > floor], rows[scores == floor]
+        # Where thousands tie at the end only those whose turn it is by id are picked out.
+        first = heapq.nsmallest(depth - len(above), ((ids[row], row) for row in level.tolist()))
+        rows = np.concatenate([above, np.array([row for _, row in first], dtype=np.int64)])
+        scores = np.concatenate([scores[scores > floor], np.full(len(first), floor)])
     named, given = [ids[row] for row in rows.tolist()], scores.tolist()
-    order = sorted(range(len(named)), key=lambda n: (-given[n], named[n]))[:depth]
+    order = sorted(range(len(named)), key=lambda n: (-given[n], named[n]))
     return rows[order]
