@@ -25,15 +25,17 @@ from scipy.stats import t as student
 from twoclock.memory.calibration import auc, brier, calibration_error
 from twoclock.memory.retrieval import Retriever, Selection, build_retriever, candidates_of
 
-ARMS = ("none", "random", "topk", "kernel", "parametric", "oracle")
-LEARNED = ("kernel", "parametric")
+ARMS = ("none", "random", "topk", "kernel", "additive", "parametric", "oracle")
+LEARNED = ("kernel", "additive", "parametric")
 KS = (0, 1, 2, 4, 8, 16)
 HELDOUT = 200
 EARLY = 50
 
 
 def retriever(arm: str, world: World, **options: Any) -> Retriever[Any]:
-    own = {"encoder": "planted", "dimension": world.dimension} if arm in LEARNED else {}
+    own: dict[str, Any] = {"encoder": "planted", "dimension": world.dimension} if arm in LEARNED else {}
+    if arm == "additive":
+        return build_retriever("kernel", credit="additive", **own, **options)
     return build_retriever(arm, **own, **options)
 
 
@@ -146,7 +148,7 @@ def show(table: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--episodes", type=int, default=1200)
+    parser.add_argument("--episodes", type=int, default=800)
     parser.add_argument("--ks", type=int, nargs="+", default=list(KS))
     parser.add_argument("--worlds", nargs="+", default=["unmarked", "marked"], choices=["unmarked", "marked"])
     parser.add_argument("--json", type=Path)

@@ -65,3 +65,4 @@ def test_no_cases_are_no_memory() -> None:
     world = run.World(0, False, num_topics=8)
     rewards: dict[str, Any] = {arm: run.play(world, arm, 0, 0)["heldout"] for arm in run.ARMS}
     assert set(rewards.values()) == {0.35}
+    assert set(rewards) >= {"none", "topk", "kernel", "parametric", "oracle"}

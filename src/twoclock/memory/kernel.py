@@ -127,8 +127,8 @@ class KernelRetriever:
     """γ."""
     step: float | None = None
     """η; None is the mean."""
-    credit: str = "additive"
-    """``additive`` or ``shared``."""
+    credit: str = "shared"
+    """``shared``, or ``additive``: better where few cases are found again and again and held out at random."""
     by_propensity: bool = False
     """With shared credit, weight an outcome by 1/propensity, at most 20."""
     least_evidence: float = 0.5
