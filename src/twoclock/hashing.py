@@ -15,13 +15,14 @@ def canonical_json(value: Any) -> str:
 
 
 def content_hash(value: bytes | str | Any) -> str:
-    """SHA-256 in hex of bytes as they are, of text as UTF-8, of anything else as canonical JSON."""
+    """SHA-256 in hex of bytes as they are, of text as UTF-8 (a lone surrogate, which has no UTF-8, as its escape), of
+    anything else as canonical JSON."""
     if isinstance(value, bytes):
         data = value
     elif isinstance(value, str):
-        data = value.encode("utf-8")
+        data = value.encode("utf-8", "backslashreplace")
     else:
-        data = canonical_json(value).encode("utf-8")
+        data = canonical_json(value).encode("utf-8", "backslashreplace")
     return hashlib.sha256(data).hexdigest()
 
 

@@ -130,11 +130,11 @@ name = "fixed"
 """
 
 
-def local_run(folder: Path, tiny_folder: Path) -> Path:
+def local_run(folder: Path, tiny_folder: Path, text: str = LOCAL) -> Path:
     """A whole run of the tiny model."""
     shutil.copytree(tiny_folder, folder / "llama")
     (folder / "verify.py").write_text(VERIFIER)
-    session = create_session(parse_config(LOCAL, base_dir=folder), folder / "run", config_text=LOCAL)
+    session = create_session(parse_config(text, base_dir=folder), folder / "run", config_text=text)
     with session.store:
         loop = session.loop()
         loop.begin()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from probing_runs import call, local_run, probed
+from probing_runs import LOCAL, call, local_run, probed
 
 from twoclock.build import open_session
 from twoclock.evaluation import EvaluationSettings, Evaluator, general_prompts
@@ -275,3 +275,18 @@ def test_a_page_of_all_probes(run: Path, tmp_path: Path) -> None:
 def test_numbers_are_plain_json(finished: Path, drift: Any) -> None:
     json.dumps(drift, allow_nan=False)
     assert math.isfinite(drift["at"])
+
+
+def test_drift_and_retention_of_a_run_with_a_memory(tiny_folder: Path, tmp_path: Path) -> None:
+    """Memory says something else of each item, so each pair of sides is scored with its own item at hand."""
+    remembering = LOCAL.replace("[channels.lora]", "[channels.cases]\nk = 1\n\n[channels.lora]")
+    folder = local_run(tmp_path, tiny_folder, remembering.replace('name = "alternate"', 'name = "fixed"', 1)
+                       .replace("warmstart = 0\n", "").replace("slow_steps = 2\n", ""))  # fmt: skip
+    with RunStore.open(folder) as store:
+        assert store.entries(channel="cases", action="commit")
+    found = probed(folder, "--drift", "--retention", "--prompts", 3, "--tokens", 4, "--out", tmp_path / "found.json")
+    both, live = (record(found, "task:largest", prompting) for prompting in ("both", "live"))
+    for one in (both, live):
+        assert one["live_base"]["sequences"] == 3
+        assert one["live_base"]["per_token"]["estimate"] > 0
+    assert both["live_base"]["per_token"] != live["live_base"]["per_token"]

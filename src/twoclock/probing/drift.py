@@ -7,7 +7,7 @@ the live model sampled, KL(base‖live) along the base's, at temperature 1 over 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from twoclock.contracts import Trainable
@@ -18,7 +18,7 @@ from twoclock.probing.context import ProbeContext
 from twoclock.probing.meter import OutOfBudgetError
 from twoclock.probing.settings import Estimate
 from twoclock.seeding import child_seed
-from twoclock.types import Conditioning, Cost, Request, Sampling
+from twoclock.types import Conditioning, Cost, Item, Request, Sampling
 
 __all__ = ["estimate", "measure", "obstacle"]
 
@@ -85,14 +85,15 @@ WORDS: dict[str, str] = {
 }
 
 
-def _sets(context: ProbeContext) -> list[tuple[str, list[str], str]]:
-    """(name, prompts, the task whose learned prompt applies): general prompts, then each task's held-out ones."""
+def _sets(context: ProbeContext) -> list[tuple[str, list[Item], str]]:
+    """(name, items, the task whose learned prompt applies): general prompts, then each task's held-out ones."""
     count = context.settings.prompts
     last = (context.begun or context.tasks)[-1]  # the learned prompt of the task of the last live round
-    sets = [("general", list(general_prompts()[:count]), last)]
+    general = [Item(id=f"general-{n}", prompt=prompt) for n, prompt in enumerate(general_prompts()[:count])]
+    sets = [("general", general, last)]
     for task in context.tasks:
         items = context.parts.tasks[task].split("heldout")[:count]
-        sets.append((f"task:{task}", [item.prompt for item in items], task))
+        sets.append((f"task:{task}", list(items), task))
     return sets
 
 
@@ -110,7 +111,7 @@ def _pairs(context: ProbeContext, task: str) -> list[Pair]:
 def _both_ways(
     context: ProbeContext,
     name: str,
-    prompts: Sequence[str],
+    prompts: Sequence[Item],
     prompting: Prompting,
     live: Conditioning,
     base: Conditioning,
@@ -131,7 +132,7 @@ def _both_ways(
 def _one_way(
     context: ProbeContext,
     name: str,
-    prompts: Sequence[str],
+    prompts: Sequence[Item],
     prompting: Prompting,
     sampler: Sampler,
     live: Conditioning,
@@ -141,17 +142,23 @@ def _one_way(
     first, second = (live, base) if sampler == "live" else (base, live)
     sampling = Sampling(max_new_tokens=context.settings.tokens, temperature=1.0)
     requests = [
-        Request(prompt=p, conditioning=first, seeds=(child_seed("probe-drift", context.seed, name, sampler, i),))
-        for i, p in enumerate(prompts)
+        Request(
+            prompt=item.prompt,
+            conditioning=first.for_item(item),
+            seeds=(child_seed("probe-drift", context.seed, name, sampler, i),),
+        )
+        for i, item in enumerate(prompts)
     ]
     completions = [row[0] for row in context.policy.sample(requests, sampling)]
     kept = [(p, list(c.tokens)) for p, c in zip(prompts, completions, strict=True) if c.finish != "error" and c.tokens]
-    texts, tokens = [p for p, _ in kept], [t for _, t in kept]
+    items, tokens = [item for item, _ in kept], [t for _, t in kept]
     model = context.policy
     assert isinstance(model, Trainable)
-    means = model.exact_kl(texts, tokens, first, second) if kept else []
+    means: list[float] = []
+    for some, p, q in _asked(items, first, second):
+        means += model.exact_kl([items[i].prompt for i in some], [tokens[i] for i in some], p, q)
     lengths = [len(t) for t in tokens]
-    read = sum(model.prompt_tokens(text, side) for text in texts for side in (live, base))
+    read = sum(model.prompt_tokens(item.prompt, side.for_item(item)) for item in items for side in (live, base))
     context.meter.add(Cost(prompt_tokens=READINGS * (read + len(SIDES) * sum(lengths))))
     sums = [mean * length for mean, length in zip(means, lengths, strict=True)]
     names, seed = list(range(len(sums))), child_seed("probe-drift-interval", context.seed)
@@ -160,15 +167,25 @@ def _one_way(
         "per_sequence": cluster_mean(sums, names, seed=seed).as_dict(),
         "tokens": sum(lengths),
         "sequences": len(kept),
-        "estimates": _estimates(model, texts, tokens, prompting, sampler, live, base, name, sampling, seed)
+        "estimates": _estimates(model, items, tokens, prompting, sampler, live, base, name, sampling, seed)
         if kept
         else {},
     }
 
 
+def _asked(items: Sequence[Item], *sides: Conditioning) -> Iterator[tuple[Sequence[int], Conditioning, Conditioning]]:
+    """(places of items, both sides as those items see them): all at once, or item by item where there is memory."""
+    one, other = sides
+    if not (one.recall or other.recall):
+        yield from [(range(len(items)), one, other)] if items else []
+        return
+    for place, item in enumerate(items):
+        yield [place], one.for_item(item), other.for_item(item)
+
+
 def _estimates(
     model: Trainable,
-    prompts: Sequence[str],
+    items: Sequence[Item],
     tokens: Sequence[Sequence[int]],
     prompting: Prompting,
     sampler: Sampler,
@@ -179,7 +196,12 @@ def _estimates(
     seed: int,
 ) -> dict[str, Any]:
     """k1, k2 and k3 on the same tokens, from the log-probabilities of both sides."""
-    scored = model.logprobs_under(prompts, tokens, [live, base], temperature=sampling.temperature)
+    scored: list[list[list[float]]] = [[], []]
+    for some, p, q in _asked(items, live, base):
+        texts, answers = [items[i].prompt for i in some], [tokens[i] for i in some]
+        for side, rows in zip(scored, model.logprobs_under(texts, answers, [p, q], temperature=sampling.temperature),
+                              strict=True):  # fmt: skip
+            side += rows
     record = SampledLogprobs(
         sampler=sampler, live=scored[0], base=scored[1], prompts=name, prompting=prompting, sampling=sampling
     )
