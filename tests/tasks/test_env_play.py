@@ -145,6 +145,13 @@ def test_running_out_of_steps_is_a_length() -> None:
     assert (completion.finish, completion.turns) == ("length", 2)
 
 
+def test_a_case_keeps_the_actions() -> None:
+    task = EpisodeTask(counter(), sizes=SIZES)
+    text = '> two\n  You are at 2.\n? hm\n  That is no action.\n> {"tool": "t"}\n= failure, reward 0, 3 steps'
+    assert task.answer_of(text) == 'two\n{"arguments":{},"tool":"t"}'
+    assert task.answer_of("") == ""
+
+
 def test_success_or_score() -> None:
     """The counter ends at 7 of 9 without ever saying that it was won."""
     for reward, expected in (("success", 0.0), ("score", 7 / 9)):

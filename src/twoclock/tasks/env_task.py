@@ -11,7 +11,7 @@ from twoclock.errors import DataError
 from twoclock.tasks.env_play import Episode, EpisodeRules, Pool, Seat, play_episodes, replay
 from twoclock.tasks.env_stuck import StuckRule
 from twoclock.tasks.env_transcript import parse_transcript
-from twoclock.tasks.environments import Action, Guide, World
+from twoclock.tasks.environments import Action, Guide, World, action_text
 from twoclock.tasks.splits import SPLITS, SplitSizes, draw_splits
 from twoclock.tasks.text import clip
 from twoclock.tasks.wording import instruct
@@ -84,6 +84,10 @@ class EpisodeTask:
         """See :class:`~twoclock.contracts.Interactive`."""
         rows = play_episodes(self._pool, policy, items, requests, sampling, self.rules)
         return [tuple(self._finished(seat) for seat in row) for row in rows]
+
+    def answer_of(self, text: str) -> str:
+        """The actions of a transcript, one a line, as the policy writes them: the same plan can be followed again."""
+        return "\n".join(action_text(action) for action in parse_transcript(text).actions if action is not None)
 
     def _finished(self, seat: Seat) -> Completion:
         completion = seat.completion()
