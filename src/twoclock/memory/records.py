@@ -123,4 +123,4 @@ class Hit:
     similarity: float | None = None
     """Cosine of query and key in [-1, 1]; None without an encoder."""
     lexical: float | None = None
-    """BM25 of query and key, higher is nearer; None where no word matched."""
+    """BM25 of the query against key and text, higher is nearer; None where no word matched."""
