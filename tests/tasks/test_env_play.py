@@ -73,6 +73,8 @@ def test_rules_say_all_their_mistakes() -> None:
     with pytest.raises(ConfigError) as caught:
         EpisodeRules(reward="best", max_live=0, history_chars=3, list_actions="yes")  # type: ignore[arg-type]
     assert len(caught.value.problems) == 4
+    with pytest.raises(ConfigError, match="needs list_actions"):
+        EpisodeRules(answers="numbers", list_actions=False)
 
 
 # ------------------------------------------------------------------------------------------------------------ playing
@@ -143,6 +145,18 @@ def test_running_out_of_steps_is_a_length() -> None:
     item = task.split("train")[0]
     ((completion,),) = task.play(always("one"), [item], [ask(item, 1)], SAMPLING)
     assert (completion.finish, completion.turns) == ("length", 2)
+
+
+def test_answers_by_number() -> None:
+    task = EpisodeTask(counter(), rules=EpisodeRules(answers="numbers"), sizes=SIZES)
+    item = task.split("train")[0]
+    said = iter(["2", "I take 1.", "two", "7", "99999999999", "no"])
+    policy = ScriptedPolicy(lambda prompt, conditioning, seed: next(said), context_tokens=1 << 20)
+    ((completion,),) = task.play(policy, [item], [ask(item, 1)], SAMPLING)
+    assert policy.asked[0][0].endswith("You can:\n1. one\n2. two\n\nThe number of your next action:")
+    lines = [turn.line for turn in parse_transcript(completion.text).turns]
+    assert lines[:4] == ["> two", "> one", "> two", "> 7"]
+    assert task.grade_by_replay(item, completion.text) == task.grade([item], [completion.text])[0]
 
 
 def test_a_case_keeps_the_actions() -> None:

@@ -6,6 +6,7 @@ plays one from a transcript, :func:`play_episodes` lets a policy play many. Envi
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,9 @@ class EpisodeRules:
     """``success`` pays 1 for the goal and 0 for anything else, ``score`` what the environment says."""
     list_actions: bool = True
     """Whether a prompt lists what can be done, where the environment tells."""
+    answers: Literal["words", "numbers"] = "words"
+    """``numbers``: a prompt numbers what can be done and asks for a number, which models that are too small to keep to
+    the words of a game still answer; where nothing can be listed it asks for words."""
     history_chars: int = 6000
     """The most of the transcript that a prompt shows; see :func:`~twoclock.tasks.env_transcript.shown`."""
     max_live: int = 64
@@ -44,6 +48,10 @@ class EpisodeRules:
         problems = []
         if self.reward not in ("success", "score"):
             problems.append(f"reward must be 'success' or 'score'; got {self.reward!r}")
+        if self.answers not in ("words", "numbers"):
+            problems.append(f"answers must be 'words' or 'numbers'; got {self.answers!r}")
+        if self.answers == "numbers" and self.list_actions is False:
+            problems.append("answers = 'numbers' needs list_actions = true: a number names an action of the list")
         for name, least in (("history_chars", 200), ("max_live", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -149,7 +157,20 @@ class Episode:
             parts.append(shown(self.turns, self._rules.history_chars))
         if self._rules.list_actions and self.observation.actions:
             parts.append(self._listed())
-        return "\n\n".join([*parts, "Your next action:"])
+        cue = "The number of your next action:" if self._numbered else "Your next action:"
+        return "\n\n".join([*parts, cue])
+
+    def read(self, text: str) -> Action | None:
+        """The action in a completion."""
+        actions = self.observation.actions
+        number = re.search(r"\d+", text) if self._numbered else None
+        if number is not None and actions and len(number[0]) < 4 and 1 <= int(number[0]) <= len(actions):
+            return actions[int(number[0]) - 1]
+        return read_action(text, actions)
+
+    @property
+    def _numbered(self) -> bool:
+        return self._rules.answers == "numbers" and bool(self.observation.actions)
 
     def release(self) -> None:
         """Give the environment back; one that broke is closed instead."""
@@ -166,6 +187,8 @@ class Episode:
 
     def _listed(self) -> str:
         actions = self.observation.actions or ()
+        if self._numbered:
+            return "\n".join(["You can:", *(f"{n}. {action}" for n, action in enumerate(actions[:MOST_LISTED], 1))])
         more = f", … ({len(actions)} in all)" if len(actions) > MOST_LISTED else ""
         return f"You can: {', '.join(actions[:MOST_LISTED])}{more}"
 
@@ -224,7 +247,7 @@ class Seat:
             self.error = completion.error or "the policy gave no reason"
             self.episode.release()
             return
-        self.episode.act(read_action(completion.text, self.episode.observation.actions), completion.text)
+        self.episode.act(self.episode.read(completion.text), completion.text)
 
     @property
     def live(self) -> bool:

@@ -133,7 +133,7 @@ def check_episode(table: Config) -> list[str]:
 
 def episode_rules(table: Config) -> EpisodeRules:
     """The rules of an ``episode`` table: ``max_steps``, ``repeats`` (0 is never), ``same_response``, ``period``,
-    ``reward``, ``list_actions``, ``history_chars``, ``max_live``. Raises ConfigError."""
+    ``reward``, ``list_actions``, ``answers``, ``history_chars``, ``max_live``. Raises ConfigError."""
     stuck: dict[str, Any] = {key: table[key] for key in _STUCK_KEYS if key in table}
     for key in ("repeats", "max_steps"):
         if stuck.get(key) == 0 and not isinstance(stuck[key], bool):

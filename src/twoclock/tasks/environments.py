@@ -157,8 +157,9 @@ def action_text(action: Action) -> str:
 
 def read_action(text: str, actions: Sequence[str] | None = None) -> Action | None:
     """The action in a completion: the first line labelled ``Action:``, else the first that is no thought; None where
-    there is none. Of the actions that can be done now the one that differs in case, spaces and quotes alone is taken
-    as it is spelt there; a JSON object with ``tool`` (or ``name``) and ``arguments`` is a tool call."""
+    there is none. Of the actions that can be done now the one that differs in case, spaces and quotes alone is taken as
+    it is spelt there, and so is the one that the line names where it names one alone. A JSON object with ``tool`` (or
+    ``name``) and ``arguments`` is a tool call."""
     text = _THINKING.sub("", text)
     call = read_tool_call(text)
     if call is not None:
@@ -171,6 +172,12 @@ def read_action(text: str, actions: Sequence[str] | None = None) -> Action | Non
     if not chosen or len(chosen) > MAX_ACTION_CHARS:
         return None
     known = {_plain(name): name for name in actions or ()}
+    if _plain(chosen) not in known:
+        within = [
+            name for plain, name in known.items() if re.search(rf"(?<!\w){re.escape(plain)}(?!\w)", _plain(chosen))
+        ]
+        if len(within) == 1 and len(chosen) <= 200:
+            return within[0]
     return known.get(_plain(chosen)) or " ".join(chosen.strip(_ENDS).split()) or None
 
 
