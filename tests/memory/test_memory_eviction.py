@@ -161,3 +161,27 @@ def test_what_is_no_budget_or_no_time_is_refused() -> None:
         evict([lesson("a")], {}, math.nan, 1)
     with pytest.raises(ValueError, match="0 or more; got nan"):
         evict([lesson("a")], {}, 0.0, 1, explore=math.nan)
+
+
+def test_what_did_well_at_its_first_tries_does_not_give_way_to_a_newcomer() -> None:
+    """Half of the pool helps by .4, the other half does nothing; six tries went well. Judged by its bonus as much as by
+    its estimate, as explore=5 does, the newcomer would stand before it."""
+    pool = [lesson(f"pool {n}") for n in range(20)]
+    tried, new = lesson("tried"), lesson("new", created=100.0)
+    effects = {e.id: (HELPS if n % 2 else NOTHING) for n, e in enumerate(pool)} | {tried.id: coins(6, 5, 5, 2)}
+    judged = usefulness([*pool, tried, new], effects, 100.0)
+    assert judged[tried.id].estimate.value > judged[new.id].estimate.value
+    score = judged[tried.id].score / judged[tried.id].rate
+    assert score > judged[new.id].score / judged[new.id].rate
+    bold = usefulness([*pool, tried, new], effects, 100.0, explore=5.0)
+    assert bold[tried.id].score / bold[tried.id].rate < bold[new.id].score / bold[new.id].rate
+
+
+def test_a_lesson_that_is_written_again_comes_up_again() -> None:
+    """Two that were never read: the one that many episodes led to concerns what keeps happening."""
+    once, often = lesson("once", provenance=("e1",)), lesson("often", provenance=tuple(f"e{n}" for n in range(30)))
+    others = [lesson(str(n), provenance=("e",)) for n in range(6)]
+    dropped = evict([once, often, *others], {entry.id: NOTHING for entry in others}, 100.0, 7)
+    assert often.id not in dropped
+    judged = usefulness([once, often, *others], {}, 100.0)
+    assert judged[often.id].rate > 2 * judged[once.id].rate

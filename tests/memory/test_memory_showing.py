@@ -76,3 +76,13 @@ def test_settings_that_are_none_are_refused() -> None:
         Showing(k=-1)
     with pytest.raises(ValueError, match=r"explore is a probability in \[0, 1\]; got nan"):
         Showing(explore=float("nan"))
+
+
+def test_what_did_well_is_tried_on_and_what_did_not_gives_way() -> None:
+    """One success in one try beats the unknown, the unknown beats one failure, and support decides between equals."""
+    effects = {"up": coins(3, 3, 3, 1), "down": coins(3, 0, 3, 2)}
+    rule = Showing()
+    for seed in range(20):
+        assert rule.hold_outs(["down", "new", "up"], effects, Prior(), seed=seed) == {"up": 0.5}
+        assert rule.hold_outs(["down", "new"], effects, Prior(), seed=seed) == {"new": 0.5}
+        assert rule.hold_outs(["a", "b", "c"], {}, Prior(), support={"a": 1, "b": 4}, seed=seed) == {"b": 0.5}

@@ -1,6 +1,6 @@
 """What to forget: the entries that a bounded memory can best do without, each with its reason.
 
-Usefulness is measured (``twoclock.memory.effects``): what showing an entry is worth, times how often it is found. An
+Usefulness is measured (``twoclock.memory.effects``): what showing an entry is worth, times how often it comes up. An
 entry that nobody measured yet is judged by what it might be worth, so that new lessons get their chance; age alone
 never drops one.
 """
@@ -16,10 +16,11 @@ from twoclock.memory.records import Effect, Entry
 
 __all__ = ["Usefulness", "evict", "usefulness"]
 
-EXPLORE = 1.0
-"""How many standard deviations above its estimate an entry is judged: the bonus of what is not yet measured."""
+EXPLORE = 0.5
+"""How many standard deviations above its estimate an entry is judged: the bonus of what is not yet measured. With much
+more than this one that did well at its first tries would give way to the next newcomer."""
 PATIENCE = 5
-"""How many finds an entry may miss before its being found seldom counts."""
+"""How many times an entry may fail to come up before its coming up seldom counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,9 @@ class Usefulness:
 
     estimate: Estimate
     rate: float
-    """How often it is found, relative to the pool's mean: 1 is as often as any."""
+    """How often it comes up, found or written again, relative to the pool's mean: 1 is as often as any."""
     found: int
+    """Reads that found it and were credited."""
     harmful: bool
     """Measured to lower the reward, at 97.5 %."""
     score: float
@@ -41,8 +43,9 @@ def usefulness(
 ) -> dict[str, Usefulness]:
     """Each entry's usefulness, by id. ``now`` is on the clock of ``Entry.created``.
 
-    The rate is ``(found + 5) / (age × pooled rate + 5)``: an entry that has just come is taken to be found as often as
-    the others, and one that is never found sinks.
+    With ``n`` the number of credited reads that found an entry plus that of the episodes it came from (a lesson that is
+    written again and again concerns what keeps happening), its rate is ``(n + 5) / (age × pooled n an age + 5)``: an
+    entry that has just come is taken to come up as often as the others, and one that never does sinks.
     """
     if not math.isfinite(now):
         raise ValueError(f"now must be a finite time on the entries' clock; got {now!r}")
@@ -52,10 +55,11 @@ def usefulness(
     prior = fit_prior(own.values())
     found = {name: effect.shown + effect.held for name, effect in own.items()}
     ages = {entry.id: max(0.0, now - entry.created) for entry in entries}
-    total_age, total_found = math.fsum(ages.values()), sum(found.values())
-    pooled = total_found / total_age if total_age > 0 and total_found else 0.0
+    came_up = {entry.id: found[entry.id] + len(set(entry.provenance)) for entry in entries}
+    total_age, total = math.fsum(ages.values()), sum(came_up.values())
+    pooled = total / total_age if total_age > 0 else 0.0
     return {
-        name: _judge(effect, prior, (found[name] + PATIENCE) / (ages[name] * pooled + PATIENCE), explore)
+        name: _judge(effect, prior, (came_up[name] + PATIENCE) / (ages[name] * pooled + PATIENCE), explore)
         for name, effect in own.items()
     }
 
@@ -130,5 +134,5 @@ def _why(entry: Entry, judged: Usefulness, now: float, budget: int) -> str:
     known = f"worth {own.value:+.3f} ± {own.spread:.3f} a showing" if judged.found else "never found"
     return (
         f"over the budget of {budget} entries, and the least useful{vouched}: {known}, "
-        f"found {judged.rate:.2g} times as often as the average"
+        f"comes up {judged.rate:.2g} times as often as the average"
     )
