@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +20,7 @@ __all__ = [
     "KINDS",
     "SHORTEST_PREFIX",
     "TRUSTS",
+    "entries_of_run",
     "find_entry",
     "kind_option",
     "measured",
@@ -75,6 +76,38 @@ def open_memory(path: Path, *, create: bool = False) -> MemoryStore:
             "twoclock memory add KEY TEXT"
         )
     return MemoryStore.open(path, create=create)
+
+
+def entries_of_run(
+    run: Path, number: int | None, scope: Scope | None, kinds: Collection[str]
+) -> tuple[list[Entry], dict[str, Effect]]:
+    """(entries, effects) that a run's memory channels hold, live or as a round left them."""
+    from twoclock.build import build_channel
+    from twoclock.contracts import Remembering
+    from twoclock.store import RunStore
+
+    def nobody(prompt: str) -> str:
+        raise AssertionError("a state is read, nothing is proposed")
+
+    entries: list[Entry] = []
+    effects: dict[str, Effect] = {}
+    with RunStore.open(run) as store:
+        snapshot = store.head() if number is None else store.snapshot_at(number)
+        remembering = 0
+        for name, digest in snapshot.states.items():
+            channel = build_channel(name, store.config["channels"][name], nobody)
+            if isinstance(channel, Remembering):
+                remembering += 1
+                bank = channel.bank(channel.load(store.get_blob(digest)))
+                entries += bank.entries
+                effects |= bank.effects
+        if not remembering:
+            there = ", ".join(snapshot.states)
+            raise ConfigError(
+                f"no channel of {run} remembers; it has: {there}. Memory is kept by channels such as cases"
+            )
+    kept = [e for e in entries if (scope is None or scope.may_read(e.scope)) and (not kinds or e.kind in kinds)]
+    return kept, {entry.id: effects[entry.id] for entry in kept if entry.id in effects}
 
 
 def find_entry(store: MemoryStore, prefix: str) -> Entry:

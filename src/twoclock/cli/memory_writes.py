@@ -13,6 +13,7 @@ from twoclock.cli.memory_shared import (
     ACTOR,
     KINDS,
     TRUSTS,
+    entries_of_run,
     find_entry,
     kind_option,
     open_memory,
@@ -119,19 +120,40 @@ def undo(event: str, path: Path, as_json: bool) -> None:
 @kind_option
 @click.option("--skills", is_flag=True, help="SKILL.md folders in the folder OUT, instead of a JSONL file.")
 @click.option("--force", is_flag=True, help="Overwrite what is there.")
-def export(out: Path, path: Path, kinds: tuple[Any, ...], skills: bool, force: bool, **scope: str) -> None:
-    """Write the live entries to a JSONL file, with provenance and effects, or as SKILL.md folders."""
+@click.option(
+    "--run", metavar="RUN", type=click.Path(path_type=Path), help="What a run's memory channels hold instead."
+)
+@click.option("--round", "number", metavar="N", type=int, help="With --run: as round N left it.")
+def export(
+    out: Path,
+    path: Path,
+    kinds: tuple[Any, ...],
+    skills: bool,
+    force: bool,
+    run: Path | None,
+    number: int | None,
+    **scope: str,
+) -> None:
+    """Write the live entries to a JSONL file, with provenance and effects, or as SKILL.md folders.
+
+    With --run they are those of the run's memory channels, such as cases; 'import' takes them up into a memory file.
+    """
     from twoclock.memory.skills import export_skills
     from twoclock.memory.transfer import export_jsonl
 
-    with open_memory(path) as store:
-        entries = store.entries(scope=scope_of(scope), kinds=kinds or None)
-        effects = store.effects()
-    if skills:
-        number = len(export_skills(out, entries, overwrite=force))
+    if run is not None:
+        entries, effects = entries_of_run(run, number, scope_of(scope), kinds)
+    elif number is not None:
+        raise ConfigError("--round goes with --run RUN; a memory file has writes: see ls --events")
     else:
-        number = export_jsonl(out, entries, effects, overwrite=force)
-    show(f"wrote {number} {'entry' if number == 1 else 'entries'} to {out}")
+        with open_memory(path) as store:
+            entries = store.entries(scope=scope_of(scope), kinds=kinds or None)
+            effects = store.effects()
+    if skills:
+        count = len(export_skills(out, entries, overwrite=force))
+    else:
+        count = export_jsonl(out, entries, effects, overwrite=force)
+    show(f"wrote {count} {'entry' if count == 1 else 'entries'} to {out}")
 
 
 @click.command("import", short_help="Keep entries from JSONL or SKILL.md folders.")
