@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_bench import call, well
+from cli_bench import CONFIG, Model, call, well, write_data
 
 from twoclock.memory.records import Entry, Scope
 from twoclock.memory.store import MemoryStore
@@ -274,3 +274,26 @@ def test_an_ambiguous_beginning_lists_the_candidates() -> None:
 
     with pytest.raises(ConfigError, match="2 entries begin with 'abcd': abcd1, abcd2; give more"):
         find_entry(Two(), "abcd")  # type: ignore[arg-type]
+
+
+# --------------------------------------------------------------------------------------------------- a run's own memory
+
+
+def test_a_runs_memory_goes_into_a_file_and_diff_shows_what_it_gained(
+    tmp_path: Path, model: Model, finished: Path
+) -> None:
+    config = write_data(tmp_path, CONFIG.replace("[channels.prompts]", "[channels.cases]\nk = 2\n\n[channels.prompts]"))
+    well("run", config, "--out", "run")
+    assert "wrote" in memory("export", "cases.jsonl", "--run", "run").stdout
+    whole = [json.loads(line) for line in Path("cases.jsonl").read_text().splitlines()]
+    assert {line["kind"] for line in whole} == {"case"}
+    memory("export", "early.jsonl", "--run", "run", "--round", "1")
+    early = Path("early.jsonl").read_text().splitlines()
+    assert 0 < len(early) < len(whole)
+    changed = json.loads(well("diff", "run", "1", "--json").stdout)["channels"]["cases"]["memory"]
+    assert sum(line.startswith("+") for line in changed) == len(whole) - len(early)
+    assert told("import", "cases.jsonl")["added"] == len(whole)
+    failed = call("memory", "export", "none.jsonl", "--run", finished)
+    assert failed.exit_code == 2
+    assert "no channel of" in failed.stderr
+    assert "--run" in call("memory", "export", "none.jsonl", "--round", "1").stderr
