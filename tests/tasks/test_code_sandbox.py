@@ -80,24 +80,25 @@ def test_a_test_that_hangs_costs_those_after_it_alone() -> None:
 @pytest.mark.parametrize(
     "does",
     [
-        "open('/tmp/twoclock-escaped', 'w').write('x')",
-        "__import__('os').open('/tmp/twoclock-escaped', 0o101)",
-        "__import__('os').mkdir('/tmp/twoclock-escaped')",
+        "open('OUTSIDE', 'w').write('x')",
+        "__import__('os').open('OUTSIDE', 0o101)",
+        "__import__('os').mkdir('OUTSIDE')",
         "__import__('os').system('true')",
         "__import__('subprocess').run(['true'])",
         "__import__('os').fork()",
         "__import__('socket').socket().connect(('127.0.0.1', 80))",
         "__import__('os').kill(__import__('os').getppid(), 9)",
         "__import__('ctypes').CDLL(None)",
-        "__import__('shutil').rmtree('/tmp/none')",
-        "__import__('os').remove('/tmp/none')",
+        "__import__('shutil').rmtree('OUTSIDE')",
+        "__import__('os').remove('OUTSIDE')",
         "__import__('resource').setrlimit(0, (1, 1))",
     ],
 )
-def test_what_a_program_may_not_do(does: str) -> None:
-    result = run(f"def f(x):\n    {does}\n    return 2")
+def test_what_a_program_may_not_do(does: str, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    result = run(f"def f(x):\n    {does.replace('OUTSIDE', str(outside))}\n    return 2")
     assert "PermissionError: a program may" in result.said[0]
-    assert not Path("/tmp/twoclock-escaped").exists()
+    assert not outside.exists()
 
 
 def test_a_program_may_write_a_little_in_its_own_folder() -> None:
