@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from twoclock.memory.store import MemoryStore
 
 
+MOST_COMPARED = 5_000
+"""Entries; of more, 'stats' does not compare all with all."""
+
+
 @click.group("memory")
 def command() -> None:
     """An agent's memory: its entries, what they are worth, where they come from; undo of any write.
@@ -116,8 +120,7 @@ def show_entry(entry_id: str, path: Path, as_json: bool) -> None:
         assert state is not None
         versions, history = store.versions(entry.id), store.history(entry.id)
         _, prior = measured(store)
-        everything = store.entries()
-        conflicts = [c for c in find_conflicts(everything, store.effects()) if entry.id in (c.first.id, c.second.id)]
+        conflicts = find_conflicts(store.entries(), store.effects(), about=entry.id)
     if as_json:
         told = [
             {
@@ -220,7 +223,7 @@ def stats(path: Path, as_json: bool) -> None:
         ["measured", _counts(told["verdicts"])],
         ["junk", _junk(told)],
         ["not kept", f"{told['duplicates']} duplicates, {told['refused']} that repeated what memory had shown"],
-        ["conflicts", f"{told['conflicts']} (pairs of entries that contradict each other)"],
+        ["conflicts", _conflicts(told["conflicts"])],
         ["reads", f"{told['reads']}, {told['outcomes']} with an outcome"],
         ["effects", f"mean {told['mean_effect']:+.3f}, spread {told['effect_spread']:.3f} (reward a showing)"],
         ["writes", f"{told['events']}, {told['undone']} of them undone"],
@@ -230,6 +233,12 @@ def stats(path: Path, as_json: bool) -> None:
 
 def _counts(counts: dict[str, int]) -> str:
     return one_line(", ".join(f"{name} {number}" for name, number in counts.items()) or "none", 68)
+
+
+def _conflicts(number: int | None) -> str:
+    if number is None:
+        return f"not counted beyond {MOST_COMPARED} entries; 'show ID' tells those of one"
+    return f"{number} (pairs of entries that contradict each other)"
 
 
 def _junk(told: dict[str, Any]) -> str:
@@ -263,7 +272,7 @@ def _stats(store: MemoryStore) -> dict[str, Any]:
         "junk_share": (verdicts["harms"] + verdicts["useless"]) / decided if decided else None,
         "duplicates": counts["duplicates"]["adds"],
         "refused": counts["action"].get("refuse", 0),
-        "conflicts": len(find_conflicts(entries, effects)),
+        "conflicts": len(find_conflicts(entries, effects)) if len(entries) <= MOST_COMPARED else None,
         "reads": counts["rows"]["readings"],
         "outcomes": counts["action"].get("effect", 0),
         "events": counts["rows"]["events"],

@@ -41,6 +41,8 @@ SAME_COSINE = 0.95
 """The cosine from which on two questions are one, where their numbers are the same too."""
 LONGEST_ANSWER = 20
 """Words; what is longer is a plan."""
+COMMON = 200
+"""A word that more different texts than this share brings no two of them together: it is a form's, not a subject's."""
 NEIGHBOURS = 50
 """Each entry is compared with so many others at most, the nearest ones."""
 SUCCESS = 0.5
@@ -79,8 +81,9 @@ def find_conflicts(
     judge: Judge | None = None,
     most_judged: int = 100,
     now: float | None = None,
+    about: str | None = None,
 ) -> tuple[Conflict, ...]:
-    """All contradictions among the entries, in the order of their ids.
+    """All contradictions among the entries, in the order of their ids; with ``about``, an id, those of that entry.
 
     With ``encoder`` keys are near by cosine as well as by shared words. ``judge`` is asked about near lessons in which
     the rules see no contradiction, the nearest first, ``most_judged`` times at most. With ``now`` entries that have
@@ -89,6 +92,8 @@ def find_conflicts(
     kept = sorted({e.id: e for e in entries if e.live(-math.inf if now is None else now)}.values(), key=lambda e: e.id)
     effects = effects or {}
     prior = fit_prior(effects.get(entry.id, Effect()) for entry in kept)
+    if about is not None:
+        kept = _around(about, kept, encoder is not None)
 
     def made(kind: Literal["answers", "outcome", "results", "rule", "judged"], pair: Pair, why: str) -> Conflict:
         first, second = sorted(pair, key=lambda e: e.id)
@@ -109,7 +114,29 @@ def find_conflicts(
             asked += 1
             if (said := _judged(judge, *pair)) is not None:
                 found.append(made("judged", pair, said))
-    return tuple(sorted(found, key=lambda c: (c.first.id, c.second.id, c.kind)))
+    told = (c for c in found if about is None or about in (c.first.id, c.second.id))
+    return tuple(sorted(told, key=lambda c: (c.first.id, c.second.id, c.kind)))
+
+
+def _around(about: str, entries: Sequence[Entry], by_vectors: bool) -> list[Entry]:
+    """The entry and what could be near it, so that asking about one need not compare all with all."""
+    one = next((entry for entry in entries if entry.id == about), None)
+    if one is None:
+        return []
+    if one.kind not in LESSONS or by_vectors:
+        return [entry for entry in entries if (entry.kind in LESSONS) == (one.kind in LESSONS)]
+    key, text = frozenset(words_of(one.key)), frozenset(words_of(one.text))
+    return [
+        entry
+        for entry in entries
+        if entry.kind in LESSONS
+        and (_jaccard(key, words_of(entry.key)) >= NEAR_WORDS or _jaccard(text, words_of(entry.text)) >= NEAR_WORDS)
+    ] + ([] if key or text else [one])
+
+
+def _jaccard(one: frozenset[str], words: Sequence[str]) -> float:
+    other = frozenset(words)
+    return len(one & other) / len(one | other) if one and other else 0.0
 
 
 Pair = tuple[Entry, Entry]
@@ -220,7 +247,8 @@ def _near_lessons(entries: Sequence[Entry], encoder: Encoder | None) -> Iterator
 
 
 def _near_words(texts: Sequence[str]) -> Iterator[tuple[int, int, float]]:
-    """All pairs of texts whose sets of words overlap by :data:`NEAR_WORDS` (Jaccard), exactly, without comparing all.
+    """All pairs of texts whose sets of words overlap by :data:`NEAR_WORDS` (Jaccard), without comparing all with all;
+    exactly, but for :data:`COMMON` words.
 
     Two sets that overlap so share one of their rarest words: of n words one of the n - ⌈t n⌉ + 1 rarest (prefix
     filtering, Chaudhuri et al. 2006). Texts of the same words are one set, whose pairs stop at :data:`NEIGHBOURS`.
@@ -238,7 +266,7 @@ def _near_words(texts: Sequence[str]) -> Iterator[tuple[int, int, float]]:
         for n, i in enumerate(members):
             yield from ((i, j, 1.0) for j in members[n + 1 : n + NEIGHBOURS])
         rare = sorted(words, key=lambda word: (counts[word], word))
-        rare = rare[: len(words) - math.ceil(NEAR_WORDS * len(words)) + 1]
+        rare = [w for w in rare[: len(words) - math.ceil(NEAR_WORDS * len(words)) + 1] if counts[w] <= COMMON]
         seen = {id(other): other for word in rare for other in by_word[word]}
         for other in seen.values():
             score = len(words & other) / len(words | other)

@@ -100,8 +100,8 @@ def difference(effect: Effect, *, level: float = 0.95, looks: Looks = "one") -> 
     With ``v`` an arm's sample variance over its count, the interval is ``d ± q √(v_shown + v_held)``. At one look
     ``q`` is Student's quantile at Welch's degrees of freedom (Welch 1947). For any number of looks it is that of the
     asymptotic confidence sequence of Waudby-Smith et al. (arXiv:2103.06476, Theorem 2.2), which covers the truth at
-    all times together, at some 1.5 times the width. An arm whose outcomes are all equal does not tell its own variance; it
-    gets that of an arm with one outcome more at each end of [0, 1] (Laplace), without which three successes against
+    all times together, at some 1.5 times the width. An arm whose outcomes are all equal does not tell its own variance:
+    it gets that of an arm with one outcome more at each end of [0, 1] (Laplace), without which three successes against
     three failures would have an interval of no width. Raises ValueError for a level outside (0, 1).
     """
     alpha = 1 - _checked(level)
@@ -216,13 +216,18 @@ def _error2(effect: Effect, variance: float) -> float:
 def _paule_mandel(measured: list[tuple[float, float]]) -> float:
     """The variance between entries for which ``Σ w (d - d̄)² = k - 1`` with ``w = 1 / (s² + variance)``; 0 where the
     differences scatter no more than their errors do."""
+    import numpy as np
+
+    if len(measured) < 2:
+        return 0.0
+    differences, errors2 = np.array(measured).T
 
     def excess(between: float) -> float:
-        weights = [1 / (error2 + between) for _, error2 in measured]
-        mean = math.fsum(w * d for w, (d, _) in zip(weights, measured, strict=True)) / math.fsum(weights)
-        return math.fsum(w * (d - mean) ** 2 for w, (d, _) in zip(weights, measured, strict=True)) - len(measured) + 1
+        weights = 1 / (errors2 + between)
+        mean = np.average(differences, weights=weights)
+        return float(np.sum(weights * (differences - mean) ** 2)) - len(measured) + 1
 
-    if len(measured) < 2 or excess(0.0) <= 0:
+    if excess(0.0) <= 0:
         return 0.0
     low, high = 0.0, 1.0
     while excess(high) > 0:
