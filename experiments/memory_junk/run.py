@@ -32,9 +32,10 @@ from typing import Any
 from twoclock.memory.conflicts import find_conflicts
 from twoclock.memory.effects import Prior, fit_prior, verdict
 from twoclock.memory.eviction import evict
+from twoclock.memory.handles import MemoryBudget, Reading
 from twoclock.memory.records import Effect, Entry, Hit
 from twoclock.memory.showing import Showing
-from twoclock.memory.store import MemoryBudget, MemoryStore, Reading
+from twoclock.memory.store import MemoryStore
 from twoclock.seeding import child_rng, child_seed
 
 HERE = Path(__file__).parent
