@@ -178,6 +178,8 @@ def sample_items(
     several turns."""
     if isinstance(task, Interactive):
         return task.play(policy, items, requests, sampling)
+    if hasattr(task, "play"):  # else its items would be answered in one turn, and nobody would know
+        raise ConfigError(f"the task '{task.name}' has 'play' but no 'answer_of': an interactive task has both")
     return policy.sample(requests, sampling)
 
 

@@ -16,8 +16,8 @@ import pytest
 from twoclock.agent.mcp import McpServer
 from twoclock.agent.result_cache import ResultCache
 from twoclock.agent.toolbox import Toolbox
-from twoclock.agent.tools import ToolCall
 from twoclock.errors import ConfigError, MissingExtraError
+from twoclock.tasks.environments import ToolCall
 
 SERVER = Path(__file__).with_name("mcp_server.py")
 COMMAND = [sys.executable, str(SERVER)]

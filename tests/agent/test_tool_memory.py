@@ -16,11 +16,12 @@ from twoclock.agent.planner_memory import case_entry, episode_entries, memory_hi
 from twoclock.agent.result_cache import RESULTS, ResultCache
 from twoclock.agent.tool_memory import BankReader, nearness, suggest, suggestion_notes, tool_entries
 from twoclock.agent.toolbox import Toolbox
-from twoclock.agent.tools import Tool, ToolCall, as_tool, tool
+from twoclock.agent.tools import Tool, as_tool, tool
 from twoclock.errors import ConfigError
 from twoclock.memory.bank import Bank
 from twoclock.memory.entries import problems as entry_problems
 from twoclock.memory.records import Entry, Hit, Scope
+from twoclock.tasks.environments import ToolCall
 
 
 @tool(pure=True)

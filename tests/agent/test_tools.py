@@ -16,8 +16,9 @@ from pydantic import BaseModel, Field
 from twoclock.agent.tool_calls import MAX_CHARS, parse_calls, read_json
 from twoclock.agent.tool_schema import described
 from twoclock.agent.toolbox import MAX_HANGING, NOTHING, Toolbox, ToolError
-from twoclock.agent.tools import Tool, ToolCall, as_tool, tool
+from twoclock.agent.tools import Tool, as_tool, tool
 from twoclock.errors import ConfigError
+from twoclock.tasks.environments import ToolCall
 
 
 class Place(BaseModel):

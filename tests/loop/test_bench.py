@@ -8,9 +8,9 @@ import pytest
 from loop_world import solver
 from recalling import RECALL, REMEMBERED
 
-from tiny_world import SAMPLING, tiny_task
+from tiny_world import SAMPLING, tiny_bench, tiny_task
 from twoclock.bench import MESSAGE_TOKENS, Bench
-from twoclock.errors import BudgetError
+from twoclock.errors import BudgetError, ConfigError
 from twoclock.models.scripted import ScriptedPolicy
 from twoclock.seeding import child_seed
 from twoclock.types import Budget, Conditioning, Cost, Item, Sampling
@@ -183,3 +183,11 @@ def test_what_is_kept_names_what_each_item_was_told() -> None:
     told = [RECALL.ask(item) for item in ITEMS[1:]]
     assert handle.conditionings == {c.id: c for c in told}
     assert [{r.conditioning_id for r in g.rollouts} for g in groups] == [{c.id} for c in told]
+
+
+def test_a_task_that_can_only_half_be_played_is_refused(tiny: Any) -> None:
+    """Answering its items in one turn instead would go unnoticed."""
+    task: Any = tiny_task()
+    task.play = lambda policy, items, requests, sampling: []
+    with pytest.raises(ConfigError, match="answer_of"):
+        tiny_bench(tiny, task).roll_out(task.split("train")[:1], [Conditioning()], 1, 1)

@@ -26,10 +26,10 @@ from twoclock.agent.plans import PlanRead, parse_plan
 from twoclock.agent.quoting import bounded
 from twoclock.agent.tool_calls import parse_calls
 from twoclock.agent.toolbox import Toolbox
-from twoclock.agent.tools import ToolCall
 from twoclock.contracts import Policy
 from twoclock.errors import ConfigError
 from twoclock.seeding import child_seed
+from twoclock.tasks.environments import ToolCall
 from twoclock.types import Completion, Conditioning, Request, Sampling
 
 __all__ = ["Hints", "PlannerConfig", "PlannerExecutor", "Problem"]

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from twoclock.agent.tools import ToolCall
+from twoclock.tasks.environments import ToolCall
 from twoclock.tasks.text import clip
 
 __all__ = ["CALL_FORMAT", "CallsRead", "json_values", "parse_calls", "read_json"]

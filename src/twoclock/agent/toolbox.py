@@ -23,9 +23,10 @@ import pydantic_core
 
 from twoclock.agent.quoting import bounded
 from twoclock.agent.tool_calls import CALL_FORMAT
-from twoclock.agent.tools import Problem, Tool, ToolCall, ToolResult, as_tool
+from twoclock.agent.tools import Problem, Tool, ToolResult, as_tool
 from twoclock.errors import ConfigError, unknown_name
 from twoclock.memory.rendering import neutral
+from twoclock.tasks.environments import ToolCall
 from twoclock.tasks.text import clip
 
 __all__ = ["Known", "Results", "ToolError", "Toolbox"]

@@ -19,7 +19,7 @@ from twoclock.agent.tool_schema import Arguments, arguments_of, described, signa
 from twoclock.errors import ConfigError
 from twoclock.hashing import content_hash
 
-__all__ = ["Problem", "Tool", "ToolCall", "ToolResult", "as_tool", "tool"]
+__all__ = ["Problem", "Tool", "ToolResult", "as_tool", "tool"]
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 """What a tool may be called: what every format of calls can carry."""
@@ -29,14 +29,6 @@ Problem = Literal["", "unknown", "arguments", "raised", "timeout", "busy", "valu
 still hang, it gave something that is no data."""
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True, kw_only=True)
-class ToolCall:
-    """What a model asks for. ``arguments`` is plain JSON, as yet unchecked."""
-
-    name: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
