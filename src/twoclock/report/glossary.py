@@ -88,7 +88,7 @@ METRICS: tuple[tuple[str, str, str], ...] = (
 """Name, unit and direction, definition."""
 
 WORDS: tuple[tuple[str, str], ...] = (
-    ("Fast clock", "Writes that change no weights: prompts and exemplars. Each can be taken back exactly."),
+    ("Fast clock", "Writes that change no weights: prompts, exemplars, memory. Each can be taken back exactly."),
     ("Slow clock", "Writes to a delta on top of the immutable base weights. Each version can be restored exactly."),
     ("Channel", "One way to learn, on one of the two clocks. The channel null learns nothing and is the comparison."),
     ("Round", "One turn of the loop: read, roll out, grade, allocate, propose, judge, commit."),
