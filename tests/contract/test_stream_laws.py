@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
-from twoclock.contracts import Task
+from twoclock.contracts import Interactive, Task
 from twoclock.tasks import SOURCES, Stream, build_task
 from twoclock.types import SplitName
 
 SPLITS: tuple[SplitName, ...] = ("train", "trial", "heldout")
 SPECS: Mapping[str, dict[str, Any]] = {
+    "code": {},
+    "environment": {"family": "maze", "size": {"train": 30, "trial": 10, "heldout": 10}},
     "reasoning_gym": {"family": "gcd", "size": {"train": 30, "trial": 10, "heldout": 10}},
     "family": {"family": "compare", "size": {"train": 30, "trial": 10, "heldout": 10}},
     "grid": {"family": "flow", "size": {"train": 30, "trial": 10, "heldout": 10}},
@@ -38,11 +40,14 @@ def test_splits_share_nothing_and_stay(task: Task) -> None:
     ids = [item.id for name in SPLITS for item in items[name]]
     prompts = [item.prompt for name in SPLITS for item in items[name]]
     assert len(set(ids)) == len(ids)
-    assert len(set(prompts)) == len(prompts)
+    # Episodes may begin alike: what tells them apart is found out by playing.
+    assert len(set(prompts)) == len(prompts) or isinstance(task, Interactive)
     assert {name: task.split(name) for name in SPLITS} == items
 
 
 def test_gold_passes_and_nonsense_does_not(task: Task) -> None:
+    if isinstance(task, Interactive):
+        pytest.skip("an episode's solution is played, not answered: tests/tasks/test_env_laws.py")
     items = task.split("train")[:10]
     assert all(g.reward == 1.0 for g in task.grade(items, [i.reference or "" for i in items]))
     wrong = task.grade(items, ["certainly not", "", "\x00", "💥", "9" * 400, "nan", "[[", "-", " ", "0x"])
@@ -52,13 +57,15 @@ def test_gold_passes_and_nonsense_does_not(task: Task) -> None:
 
 @pytest.mark.parametrize("count", [1, 7, 28])
 def test_batches_are_pure_fair_and_without_repeats(task: Task, count: int) -> None:
+    train = {item.id for item in task.split("train")}
+    count = min(count, len(train))
+
     def make() -> Stream:
         return Stream([("it", 6), ("other", 3), ("it", 5)], {"it": task, "other": task})
 
     stream = make()
     assert stream.num_rounds == sum(p.rounds for p in stream.phases) == 14
     batches = {n: stream.batch(n, count, 3) for n in range(1, 15)}
-    train = {item.id for item in task.split("train")}
     for number in reversed(range(1, 15)):  # in another order, from another object
         assert make().batch(number, count, 3) == batches[number]
         assert len({item.id for item in batches[number]}) == count
