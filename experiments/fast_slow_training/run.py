@@ -41,7 +41,7 @@ def config_for(study: str, arm: str, task: str, seed: int, rounds: int | None = 
     if study == "early":
         overrides.append("measure.every=1")
     if arm == "rl_kl":
-        # As a loss: a policy that has collapsed to one answer a group draws nothing from a reward that is centred there.
+        # As a loss: a policy with one answer in each group feels nothing of a KL that is centred there.
         overrides += [f"channels.lora.kl_target={KL_TARGET}", 'channels.lora.kl="k2_loss"']
     if study == "stream" and arm.startswith(("fst", "prompt_only")):
         overrides.append("allocator.search_on_switch=true")
