@@ -1,6 +1,6 @@
 """Does memory keep its benefit when most of what is written to it is wrong or useless? A stream of 10,000 episodes.
 
-    python experiments/memory_junk/run.py                       # all arms, three seeds: results/*.json, 1 file each
+    python experiments/memory_junk/run.py                       # all arms, five seeds: results/*.json, a file each
     python experiments/memory_junk/run.py --arm planted --seed 0
     python experiments/memory_junk/run.py --table               # the table of the results there are
 
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from twoclock.memory.conflicts import find_conflicts
-from twoclock.memory.effects import Prior, fit_prior, verdict
+from twoclock.memory.effects import Prior, verdict
 from twoclock.memory.eviction import evict
 from twoclock.memory.handles import MemoryBudget, Reading
 from twoclock.memory.records import Effect, Entry, Hit
@@ -119,12 +119,12 @@ class Memory:
         self.arm, self.setting, self.seed = arm, setting, seed
         self.episode = 0
         bounded = arm in ("clean", "planted", "plain", "clean_plain")
-        budget = MemoryBudget(entries=setting.budget) if bounded else None
+        budget = MemoryBudget(entries=setting.budget, slack=0.1) if bounded else None
         self.store = MemoryStore.open(path, budget=budget, clock=lambda: float(self.episode + 1))
         # A simulation need not survive a power cut, and waiting for the disk is most of what its writes would take.
         self.store._connection().execute("PRAGMA synchronous = OFF")
         self.effects: dict[str, Effect] = {}
-        self.prior = Prior()
+        self.priors: dict[str, Prior] = {}
         self.written: dict[str, int] = {}
         """When each entry was last written: a lesson that comes again is young again."""
         self.read_s: list[float] = []
@@ -141,8 +141,7 @@ class Memory:
         return reading
 
     def _choose(self, hits: Sequence[Hit], seed: int) -> Mapping[str, float]:
-        support = {hit.entry.id: len(hit.entry.provenance) for hit in hits}
-        return SHOWING.hold_outs(list(support), self.effects, self.prior, support=support, seed=seed)
+        return SHOWING.hold_outs([hit.entry.id for hit in hits], self.effects, self.priors, seed=seed)
 
     def outcome(self, reading: Reading, reward: float, baseline: float) -> None:
         if not (reading.shown or reading.held):
@@ -159,11 +158,12 @@ class Memory:
         if self.arm == "age":
             self.store.enforce(self._oldest, actor="age")
         elif self.arm != "keep" and self.episode % EVERY == 0:
-            self.store.enforce(partial(evict, budget=self.setting.budget), actor="usefulness")
+            policy = partial(evict, budget=self.setting.budget, priors=self.store.priors())
+            self.store.enforce(policy, actor="usefulness")
         if self.episode % EVERY == 0:
             self.effects = self.store.effects()
-            self.prior = fit_prior(self.effects.values())
-            self.most = max(self.most, self.store.stats()["standing"].get("live", 0))
+            self.priors = self.store.priors()
+            self.most = max(self.most, len(self.store.entries()))
 
     def _oldest(self, entries: Sequence[Entry], effects: Mapping[str, Effect], now: float) -> list[str]:
         by_age = sorted(entries, key=lambda entry: (self.written[entry.id], entry.id))
@@ -219,10 +219,9 @@ def _mean(values: Sequence[float]) -> float:
 
 def _store_record(memory: Memory, world: World) -> dict[str, Any]:
     with memory.store as store:
-        entries, effects, stats = store.entries(), store.effects(), store.stats()
+        entries, effects, priors, stats = store.entries(), store.effects(), store.priors(), store.stats()
         wrong = store.check()
-    prior = fit_prior(effects.values())
-    said = {entry.id: verdict(effects.get(entry.id, Effect()), prior=prior) for entry in entries}
+    said = {entry.id: verdict(effects.get(entry.id, Effect()), prior=priors[entry.id]) for entry in entries}
     worth = {entry.id: world.worth(entry.text) for entry in entries}
     harmful = [name for name, verdict_ in said.items() if verdict_ == "harms"]
     return {
@@ -291,7 +290,7 @@ def _interval(values: Sequence[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arm", choices=ARMS, action="append", help="default: all")
-    parser.add_argument("--seed", type=int, action="append", help="default: 0, 1, 2")
+    parser.add_argument("--seed", type=int, action="append", help="default: 0 to 4")
     parser.add_argument("--episodes", type=int, default=Setting.episodes, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="default: results beside this file")
     parser.add_argument("--table", action="store_true", help="only print the table of the results there are")
@@ -300,7 +299,7 @@ def main() -> None:
         print(table(results()))
         return
     given.out.mkdir(parents=True, exist_ok=True)
-    for seed in given.seed or (0, 1, 2):
+    for seed in given.seed or range(5):
         for arm in given.arm or ARMS:
             out = given.out / f"{arm}-seed{seed}.json"
             if out.exists():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_ind
 
-from twoclock.memory.effects import Difference, Estimate, Prior, difference, estimate, fit_prior, verdict
-from twoclock.memory.records import Effect
+from twoclock.memory.effects import Difference, Estimate, Prior, difference, estimate, fit_prior, pool_priors, verdict
+from twoclock.memory.records import Effect, Entry
 from twoclock.seeding import child_seed
 
 
@@ -227,6 +227,25 @@ def test_the_credible_interval_covers() -> None:
 
 def _interval(effect: Effect, prior: Prior) -> tuple[float, float]:
     return estimate(effect, prior).interval()
+
+
+def test_the_promise_is_the_mean_of_what_is_above_0() -> None:
+    rng = rng_for("promise")
+    for value, spread in ((0.0, 0.25), (0.3, 0.1), (-0.2, 0.2), (0.05, 0.01)):
+        draws = rng.normal(value, spread, 200_000)
+        assert Estimate(value=value, spread=spread).promise == pytest.approx(np.maximum(draws, 0).mean(), abs=2e-3)
+    assert Estimate(value=0.0, spread=1.0).promise == pytest.approx(1 / math.sqrt(2 * math.pi))
+
+
+def test_the_pool_of_what_came_once_and_the_pool_of_what_came_again() -> None:
+    once = [Entry(kind="note", key="k", text=f"o{n}", provenance=("e", "e")) for n in range(10)]
+    again = [Entry(kind="note", key="k", text=f"a{n}", provenance=("e", "f")) for n in range(10)]
+    effects = {e.id: coins(300, 150, 300, 150) for e in once} | {e.id: coins(300, 240, 300, 150) for e in again[:-1]}
+    priors = pool_priors([*once, *again], effects)
+    assert {priors[e.id] for e in once} == {fit_prior(effects[e.id] for e in once)}
+    assert {priors[e.id] for e in again} == {fit_prior(effects[e.id] for e in again[:-1])}
+    assert priors[again[-1].id].mean > 0.2 > 0.02 > abs(priors[once[0].id].mean)
+    assert pool_priors([], effects) == {}
 
 
 # --------------------------------------------------------------------------------------------------------- the verdict

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from twoclock.memory.effects import Prior
 from twoclock.memory.eviction import evict, usefulness
 from twoclock.memory.records import Effect, Entry, Trust
 from twoclock.seeding import child_rng
@@ -58,14 +59,18 @@ def test_age_alone_drops_nothing() -> None:
     assert old.id not in evict([old, *others], effects, 1000.0, 1)
 
 
-def test_what_is_never_found_sinks() -> None:
-    """A lesson about what never comes up again goes before one that is found and not yet measured."""
+def test_of_equals_the_one_that_is_found_stays() -> None:
+    """A lesson about what never comes up goes before one that is found and not yet measured. Only of equals: a reader
+    may have chosen to show others."""
     never, found = lesson("never"), lesson("found")
     others = [lesson(f"other {n}") for n in range(8)]
     effects = {entry.id: HELPS for entry in others} | {found.id: coins(60, 30, 0, 0)}
     dropped = evict([never, found, *others], effects, 100.0, 9)
     assert list(dropped) == [never.id]
     assert "never found" in dropped[never.id]
+    effects[found.id] = coins(600, 300, 0, 0)
+    judged = usefulness([never, found, *others], effects, 1e6)
+    assert (judged[never.id].rate, judged[found.id].rate) == (0.8, 1.25)
 
 
 def test_a_new_entry_is_taken_to_be_found_as_often_as_the_others() -> None:
@@ -73,16 +78,37 @@ def test_a_new_entry_is_taken_to_be_found_as_often_as_the_others() -> None:
     judged = usefulness([new, *others], {entry.id: NOTHING for entry in others}, 100.0)
     assert judged[new.id].rate == 1.0
     assert judged[others[0].id].rate == pytest.approx(1.0, abs=0.02)
-    assert judged[new.id].score > judged[others[0].id].score, "the bonus of what might be"
+    assert judged[new.id].score > judged[others[0].id].score, "it may yet prove to help"
 
 
-def test_without_the_bonus_the_new_one_is_judged_by_its_estimate() -> None:
-    new, known = lesson("new", created=100.0), lesson("known")
-    effects = {known.id: coins(400, 212, 400, 200)}
-    bold = usefulness([new, known], effects, 100.0)
-    meek = usefulness([new, known], effects, 100.0, explore=0.0)
-    assert bold[new.id].score > bold[known.id].score
-    assert meek[new.id].score < meek[known.id].score
+def test_what_did_well_at_its_first_tries_does_not_give_way_to_a_newcomer() -> None:
+    pool = [lesson(f"pool {n}") for n in range(20)]
+    tried, failed, new = lesson("tried"), lesson("failed"), lesson("new", created=100.0)
+    effects = {e.id: (HELPS if n % 2 else NOTHING) for n, e in enumerate(pool)}
+    effects |= {tried.id: coins(6, 6, 5, 1), failed.id: coins(6, 1, 5, 4)}
+    judged = usefulness([*pool, tried, failed, new], effects, 100.0)
+    order = sorted((tried, failed, new), key=lambda entry: -judged[entry.id].score)
+    assert order == [tried, new, failed]
+
+
+def test_what_one_episode_led_to_is_judged_by_others_of_its_kind() -> None:
+    """Where lessons that were written once were measured to do nothing, the next one of that kind promises little, and
+    one that several episodes led to promises what those did."""
+    once = [lesson(f"once {n}", provenance=("e",)) for n in range(12)]
+    again = [lesson(f"again {n}", provenance=("e", f"f{n}")) for n in range(12)]
+    effects = {e.id: coins(200, 100, 200, 100) for e in once[1:]}
+    effects |= {e.id: coins(200, 160 if n % 2 else 40, 200, 100) for n, e in enumerate(again[1:])}
+    judged = usefulness([*once, *again], effects, 10.0)
+    assert judged[again[0].id].score > 2 * judged[once[0].id].score
+
+
+def test_the_priors_of_a_larger_pool_are_believed() -> None:
+    """What is gone still tells of the next like it."""
+    new, known = lesson("new"), lesson("known")
+    effects = {known.id: coins(400, 208, 400, 200)}
+    assert list(evict([new, known], effects, 1.0, 1)) == [known.id]
+    junk = Prior(mean=-0.2, spread=0.05, error=0.01, variance=0.25, entries=500)
+    assert list(evict([new, known], effects, 1.0, 1, {new.id: junk})) == [new.id]
 
 
 def test_what_a_user_vouched_for_stays_until_it_is_measured_harmful() -> None:
@@ -159,29 +185,3 @@ def test_what_is_no_budget_or_no_time_is_refused() -> None:
         evict([lesson("a")], {}, 0.0, -1)
     with pytest.raises(ValueError, match="finite time"):
         evict([lesson("a")], {}, math.nan, 1)
-    with pytest.raises(ValueError, match="0 or more; got nan"):
-        evict([lesson("a")], {}, 0.0, 1, explore=math.nan)
-
-
-def test_what_did_well_at_its_first_tries_does_not_give_way_to_a_newcomer() -> None:
-    """Half of the pool helps by .4, the other half does nothing; six tries went well. Judged by its bonus as much as by
-    its estimate, as explore=5 does, the newcomer would stand before it."""
-    pool = [lesson(f"pool {n}") for n in range(20)]
-    tried, new = lesson("tried"), lesson("new", created=100.0)
-    effects = {e.id: (HELPS if n % 2 else NOTHING) for n, e in enumerate(pool)} | {tried.id: coins(6, 5, 5, 2)}
-    judged = usefulness([*pool, tried, new], effects, 100.0)
-    assert judged[tried.id].estimate.value > judged[new.id].estimate.value
-    score = judged[tried.id].score / judged[tried.id].rate
-    assert score > judged[new.id].score / judged[new.id].rate
-    bold = usefulness([*pool, tried, new], effects, 100.0, explore=5.0)
-    assert bold[tried.id].score / bold[tried.id].rate < bold[new.id].score / bold[new.id].rate
-
-
-def test_a_lesson_that_is_written_again_comes_up_again() -> None:
-    """Two that were never read: the one that many episodes led to concerns what keeps happening."""
-    once, often = lesson("once", provenance=("e1",)), lesson("often", provenance=tuple(f"e{n}" for n in range(30)))
-    others = [lesson(str(n), provenance=("e",)) for n in range(6)]
-    dropped = evict([once, often, *others], {entry.id: NOTHING for entry in others}, 100.0, 7)
-    assert often.id not in dropped
-    judged = usefulness([once, often, *others], {}, 100.0)
-    assert judged[often.id].rate > 2 * judged[once.id].rate

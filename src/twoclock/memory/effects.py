@@ -9,12 +9,12 @@ Pure functions of records; SciPy is imported when an interval is asked for.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
-from twoclock.memory.records import Effect
+from twoclock.memory.records import Effect, Entry
 
 __all__ = [
     "Difference",
@@ -25,6 +25,7 @@ __all__ = [
     "difference",
     "estimate",
     "fit_prior",
+    "pool_priors",
     "verdict",
 ]
 
@@ -84,6 +85,13 @@ class Estimate:
     def helps(self) -> float:
         """The probability that showing the entry raises the reward."""
         return NormalDist().cdf(self.value / self.spread)
+
+    @property
+    def promise(self) -> float:
+        """What it may be worth to somebody who shows it only if it helps: the mean of max(0, effect). An entry that is
+        not yet measured is worth a try by it, one that was measured to do nothing is not."""
+        ratio = self.value / self.spread
+        return self.value * self.helps + self.spread * math.exp(-ratio * ratio / 2) / math.sqrt(2 * math.pi)
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """The central credible interval."""
@@ -184,6 +192,18 @@ def fit_prior(effects: Iterable[Effect]) -> Prior:
     precision = math.fsum(weights) + PRIOR_ENTRIES / SPREAD**2
     mean = math.fsum(w * d for w, (d, _) in zip(weights, measured, strict=True)) / precision
     return Prior(mean=mean, spread=math.sqrt(spread2), error=precision**-0.5, variance=variance, entries=len(measured))
+
+
+def pool_priors(entries: Iterable[Entry], effects: Mapping[str, Effect]) -> dict[str, Prior]:
+    """The prior of each entry, by id: of those that several episodes led to, and of those that one did, each from its
+    own kind. What was written once is mostly chance, and where measurements say so, one more of it promises little."""
+    pool = list(entries)
+    again = {entry.id: len(set(entry.provenance)) > 1 for entry in pool}
+    fitted = {
+        kind: fit_prior(effects.get(name, Effect()) for name, own in again.items() if own is kind)
+        for kind in set(again.values())
+    }
+    return {name: fitted[kind] for name, kind in again.items()}
 
 
 def estimate(effect: Effect, prior: Prior | None = None) -> Estimate:

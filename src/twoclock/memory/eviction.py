@@ -1,6 +1,6 @@
 """What to forget: the entries that a bounded memory can best do without, each with its reason.
 
-Usefulness is measured (``twoclock.memory.effects``): what showing an entry is worth, times how often it comes up. An
+Usefulness is measured (``twoclock.memory.effects``): what showing an entry is worth, times how often it is found. An
 entry that nobody measured yet is judged by what it might be worth, so that new lessons get their chance; age alone
 never drops one.
 """
@@ -11,16 +11,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from twoclock.memory.effects import Estimate, Prior, estimate, fit_prior, verdict
+from twoclock.memory.effects import Estimate, Prior, estimate, pool_priors, verdict
 from twoclock.memory.records import Effect, Entry
 
 __all__ = ["Usefulness", "evict", "usefulness"]
 
-EXPLORE = 0.5
-"""How many standard deviations above its estimate an entry is judged: the bonus of what is not yet measured. With much
-more than this one that did well at its first tries would give way to the next newcomer."""
 PATIENCE = 5
-"""How many times an entry may fail to come up before its coming up seldom counts."""
+"""How many times an entry may fail to be found before that begins to count."""
+MOST_RATE = 1.25
+"""Being found often or seldom counts for at most this factor: of an entry that is not shown it says little, as a reader
+may well choose to show others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,43 +29,46 @@ class Usefulness:
 
     estimate: Estimate
     rate: float
-    """How often it comes up, found or written again, relative to the pool's mean: 1 is as often as any."""
+    """How often it is found, relative to the pool's mean: 1 is as often as any."""
     found: int
     """Reads that found it and were credited."""
     harmful: bool
     """Measured to lower the reward, at 97.5 %."""
     score: float
-    """``rate × (value + explore × spread)``: what it may add to the reward of all reads together. Higher is better."""
+    """``rate × promise``: what it may add to the reward, for all reads together. Higher is better, never below 0."""
 
 
 def usefulness(
-    entries: Sequence[Entry], effects: Mapping[str, Effect], now: float, *, explore: float = EXPLORE
+    entries: Sequence[Entry],
+    effects: Mapping[str, Effect],
+    now: float,
+    priors: Mapping[str, Prior] | None = None,
 ) -> dict[str, Usefulness]:
-    """Each entry's usefulness, by id. ``now`` is on the clock of ``Entry.created``.
+    """Each entry's usefulness, by id. ``now`` is on the clock of ``Entry.created``; ``priors`` are those of the pool,
+    by id, and of these entries alone where none are given. A pool of survivors flatters: what was dropped for doing
+    nothing belongs to it too (:meth:`twoclock.memory.store.MemoryStore.priors`).
 
-    With ``n`` the number of credited reads that found an entry plus that of the episodes it came from (a lesson that is
-    written again and again concerns what keeps happening), its rate is ``(n + 5) / (age × pooled n an age + 5)``: an
-    entry that has just come is taken to come up as often as the others, and one that never does sinks.
+    The promise is the mean of max(0, effect) given the entry's outcomes and those of its kind
+    (:func:`~twoclock.memory.effects.pool_priors`). The rate is ``(found + 5) / (age × pooled rate + 5)``, within a
+    factor of 1.25: an entry that has just come is taken to be found as often as the others.
     """
     if not math.isfinite(now):
         raise ValueError(f"now must be a finite time on the entries' clock; got {now!r}")
-    if not explore >= 0:
-        raise ValueError(f"explore counts standard deviations, 0 or more; got {explore!r}")
     own = {entry.id: effects.get(entry.id, Effect()) for entry in entries}
-    prior = fit_prior(own.values())
+    known = pool_priors(entries, own) if priors is None else priors
     found = {name: effect.shown + effect.held for name, effect in own.items()}
     ages = {entry.id: max(0.0, now - entry.created) for entry in entries}
-    came_up = {entry.id: found[entry.id] + len(set(entry.provenance)) for entry in entries}
-    total_age, total = math.fsum(ages.values()), sum(came_up.values())
-    pooled = total / total_age if total_age > 0 else 0.0
+    total_age = math.fsum(ages.values())
+    pooled = sum(found.values()) / total_age if total_age > 0 else 0.0
     return {
-        name: _judge(effect, prior, (came_up[name] + PATIENCE) / (ages[name] * pooled + PATIENCE), explore)
+        name: _judge(effect, known.get(name, Prior()), (found[name] + PATIENCE) / (ages[name] * pooled + PATIENCE))
         for name, effect in own.items()
     }
 
 
-def _judge(effect: Effect, prior: Prior, rate: float, explore: float) -> Usefulness:
+def _judge(effect: Effect, prior: Prior, rate: float) -> Usefulness:
     own = estimate(effect, prior)
+    rate = min(MOST_RATE, max(1 / MOST_RATE, rate))
     return Usefulness(
         estimate=own,
         rate=rate,
@@ -73,7 +76,7 @@ def _judge(effect: Effect, prior: Prior, rate: float, explore: float) -> Usefuln
         # Both ways of seeing it must agree: the pool's prior is no evidence against one entry, and an entry's few
         # outcomes alone are looked at too often.
         harmful=verdict(effect, prior=prior) == "harms" and verdict(effect) == "harms",
-        score=rate * (own.value + explore * own.spread),
+        score=rate * own.promise,
     )
 
 
@@ -82,8 +85,7 @@ def evict(
     effects: Mapping[str, Effect],
     now: float,
     budget: int,
-    *,
-    explore: float = EXPLORE,
+    priors: Mapping[str, Prior] | None = None,
 ) -> dict[str, str]:
     """The ids of the entries to drop, in this order, each with its reason.
 
@@ -94,7 +96,7 @@ def evict(
     """
     if budget < 0:
         raise ValueError(f"the budget is a number of entries, 0 or more; got {budget}")
-    judged = usefulness(entries, effects, now, explore=explore)
+    judged = usefulness(entries, effects, now, priors)
     by_id = {entry.id: entry for entry in entries}
     dropped = {name: _harm(judged[name], effects[name]) for name in sorted(by_id) if judged[name].harmful}
     rest = sorted(
@@ -134,5 +136,5 @@ def _why(entry: Entry, judged: Usefulness, now: float, budget: int) -> str:
     known = f"worth {own.value:+.3f} ± {own.spread:.3f} a showing" if judged.found else "never found"
     return (
         f"over the budget of {budget} entries, and the least useful{vouched}: {known}, "
-        f"comes up {judged.rate:.2g} times as often as the average"
+        f"found {judged.rate:.2g} times as often as the average"
     )

@@ -42,23 +42,22 @@ class Showing:
         self,
         found: Sequence[str],
         effects: Mapping[str, Effect],
-        prior: Prior,
+        priors: Mapping[str, Prior],
         *,
-        support: Mapping[str, int] | None = None,
         seed: int,
     ) -> dict[str, float]:
         """For each entry that may be shown the probability of holding it out, proven ones first, best first. Entries
         that are not named are left out by choice, not by chance: their outcome says nothing about them and is not to
         be credited.
 
-        Tried is the one that most probably helps: an entry that did well at its tries is tried on, one that did not
-        gives way to one that nothing is known of (as for many-armed bandits, Berry et al. 1997; judged by its bonus
-        alone, each newcomer would be tried once and none enough). ``support`` says from how many episodes an entry
-        came; of equals the one with the most is tried. The same arguments give the same answer; k = 0 shows nothing.
+        ``priors`` are those of :func:`~twoclock.memory.effects.pool_priors`; an id without one has the prior of
+        nothing. Tried is the entry of the most promise, the mean of max(0, effect): one that did well at its first
+        tries is tried on, one that did not gives way to one that nothing is known of. The same arguments give the same
+        answer; k = 0 shows nothing.
         """
         if self.k == 0:
             return {}
-        judged = {name: estimate(effects.get(name, Effect()), prior) for name in found}
+        judged = {name: estimate(effects.get(name, Effect()), priors.get(name)) for name in found}
         known = [
             name
             for name in judged
@@ -70,6 +69,5 @@ class Showing:
         rng = child_rng("showing", seed)
         if open_ and (rng.random() < self.explore or not proven):
             rng.shuffle(open_)  # of entries that nothing is known of, none is always the first
-            said = support or {}
-            chances[max(open_, key=lambda name: (round(judged[name].helps, 9), said.get(name, 0)))] = 0.5
+            chances[max(open_, key=lambda name: round(judged[name].promise, 12))] = 0.5
         return chances

@@ -27,6 +27,7 @@ from twoclock.errors import ConfigError, StoreError
 from twoclock.hashing import canonical_json, content_hash
 from twoclock.memory import schema, tables
 from twoclock.memory.bank import Bank, Policy
+from twoclock.memory.effects import Prior, pool_priors
 from twoclock.memory.encoders import Encoder
 from twoclock.memory.entries import (
     effect_to_json,
@@ -347,8 +348,8 @@ class MemoryStore:
             return
         from twoclock.memory.eviction import evict
 
-        least = max(1, int(self.budget.entries * (1.0 - self.budget.slack)))
-        self._enforce(db, lambda entries, effects, when: evict(entries, effects, when, least), now, "budget")
+        least, priors = max(1, int(self.budget.entries * (1.0 - self.budget.slack))), self._priors(db)
+        self._enforce(db, lambda entries, effects, when: evict(entries, effects, when, least, priors), now, "budget")
 
     # -------------------------------------------------------------------------------------------------------- reading
 
@@ -391,6 +392,16 @@ class MemoryStore:
         with self._reading() as db:
             kept = list(tables.all_kept(db, live_only=True))
         return {one.entry.id: one.effect for one in kept if one.effect != Effect()}
+
+    def priors(self) -> dict[str, Prior]:
+        """How effects lie among the entries of each one's kind (:func:`twoclock.memory.effects.pool_priors`), by id, of
+        live entries and all that were ever measured: what was dropped for doing nothing tells of the next like it."""
+        with self._reading() as db:
+            return self._priors(db)
+
+    def _priors(self, db: sqlite3.Connection) -> dict[str, Prior]:
+        known = {kept.entry.id: kept for kept in tables.all_kept(db, live_only=True, measured=True)}
+        return pool_priors((k.entry for k in known.values()), {name: k.effect for name, k in known.items()})
 
     def history(self, entry_id: str) -> list[Event]:
         """Everything that was done to an entry, undone writes and undos too, oldest first."""

@@ -319,12 +319,15 @@ def all_kept(
     db: sqlite3.Connection,
     *,
     live_only: bool,
+    measured: bool = False,
     reader: Scope | None = None,
     kinds: Sequence[str] | None = None,
     match: str | None = None,
 ) -> Iterator[Kept]:
-    """Entries by age, then id: those that a reader may see, of some kinds, with some words."""
-    where = ["e.live = 1" if live_only else "1 = 1"]
+    """Entries by age, then id: those that a reader may see, of some kinds, with some words; with ``measured`` also what
+    is not live, if it was ever measured."""
+    live = "(e.live = 1 OR f.entry IS NOT NULL)" if measured else "e.live = 1"
+    where = [live if live_only else "1 = 1"]
     values: list[Any] = []
     if reader is not None:
         for name in ("agent", "user", "task", "session"):
