@@ -25,7 +25,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 ROUNDS = 12
 ARMS = (
-    "none", "topk1", "topk2", "topk4", "topk8", "random4", "kernel4", "parametric4", "unmeasured4", "oracle4",
+    "none", "topk1", "topk2", "topk4", "topk8", "random1", "random4", "kernel1", "kernel4", "parametric1",
+    "parametric4", "unmeasured4", "oracle4",
 )  # fmt: skip
 
 
