@@ -6,7 +6,7 @@ Rolling back is keeping the old value. State is a value: passed in, returned new
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from twoclock.types import (
@@ -20,6 +20,7 @@ from twoclock.types import (
     Grade,
     Group,
     Item,
+    Lesson,
     Phase,
     Plan,
     PolicyCard,
@@ -49,6 +50,7 @@ __all__ = [
     "SequenceStats",
     "Task",
     "TaskStream",
+    "Teaching",
     "Trainable",
     "Workbench",
 ]
@@ -328,6 +330,21 @@ class Remembering(Protocol):
 
     def with_bank(self, state: Any, bank: Bank) -> Any:
         """The state with another bank."""
+        ...
+
+
+@runtime_checkable
+class Teaching(Protocol):
+    """An optional ability of a fast channel: it can say what its lessons are, and go on without one of them. What
+    consolidation moves to the slow clock, what evidence takes back, and what is explained are lessons."""
+
+    def lessons(self, state: Any) -> tuple[Lesson, ...]:
+        """Every lesson of a state, those that are live first."""
+        ...
+
+    def without(self, state: Any, lessons: Collection[str]) -> Any:
+        """The state in which these lessons are not live; all else speaks as before. Where none of them is, the state
+        itself. Raises ConfigError for a lesson that the state does not have."""
         ...
 
 

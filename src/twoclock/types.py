@@ -32,6 +32,7 @@ __all__ = [
     "Group",
     "Item",
     "LedgerEntry",
+    "Lesson",
     "Phase",
     "Plan",
     "PolicyCard",
@@ -357,6 +358,23 @@ class Phase:
 
 
 # ------------------------------------------------------------------------------------------------ proposals, verdicts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """One thing that a fast channel has learned and can take back by itself: a prompt, an entry of memory."""
+
+    id: str
+    """Unique in its channel; what :attr:`Write.lesson` names."""
+    channel: str
+    text: str
+    """What the model reads of it, in words."""
+    tasks: tuple[str, ...]
+    """The tasks that it may be shown on; ``*`` is every one."""
+    live: bool
+    """Whether it is what is deployed (a prompt) or may be shown (an entry); what is kept beside is not."""
+    since: float = 0.0
+    """The round it was written in, where the state knows it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from contract_world import Meter, agent_task, answers, lived, logits, model_bits
 
 from tiny_world import SAMPLING, channel_names, make_channel, no_evidence, tiny_bench
 from twoclock.bench import Bench
-from twoclock.contracts import Channel, Population
-from twoclock.errors import BudgetError, StoreError
+from twoclock.contracts import Channel, Population, Teaching
+from twoclock.errors import BudgetError, ConfigError, StoreError
 from twoclock.store import RunStore
 from twoclock.types import (
     Budget,
@@ -171,6 +171,29 @@ def test_alternatives_are_distinct_and_begin_with_what_is_deployed(
         assert found[0].id == channel.condition(state, TASK.name).id
         assert len({c.id for c in found}) == len(found)
         assert found == channel.alternatives(state, TASK.name, count, 3)
+
+
+def test_a_lesson_taken_out_is_out_and_the_rest_stays(name: str, channel: Channel[Any], state: Any, tiny: Any) -> None:
+    if not isinstance(channel, Teaching):
+        pytest.skip("this channel has no lessons to name")
+    known = channel.lessons(state)
+    if channel.dump(state) != channel.dump(channel.init(tiny.card, 11)):
+        assert known, "a state that has lived has a lesson"
+    assert len({lesson.id for lesson in known}) == len(known)
+    assert [lesson.live for lesson in known] == sorted((lesson.live for lesson in known), reverse=True)
+    assert channel.without(state, []) is state
+    before = channel.dump(state)
+    for lesson in known:
+        after = channel.without(state, [lesson.id])
+        assert lesson.id not in {kept.id for kept in channel.lessons(after) if kept.live}
+        others = {kept.id for kept in known if kept.live} - {lesson.id}
+        assert others == {kept.id for kept in channel.lessons(after) if kept.live}
+        assert channel.dump(channel.load(channel.dump(after))) == channel.dump(after)
+    nothing = channel.without(state, [lesson.id for lesson in known if lesson.live])
+    assert same_bits(logits(tiny, channel.condition(nothing, TASK.name)), logits(tiny, Conditioning()))
+    assert channel.dump(state) == before
+    with pytest.raises(ConfigError):
+        channel.without(state, ["no such lesson"])
 
 
 def test_rollback_through_the_store_restores_identical_logits(name: str, tiny: Any, tmp_path: Path) -> None:

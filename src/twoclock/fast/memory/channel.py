@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import ClassVar
@@ -34,6 +34,7 @@ from twoclock.types import (
     Declined,
     Evidence,
     Item,
+    Lesson,
     PolicyCard,
     Proposal,
     Recall,
@@ -112,6 +113,24 @@ class MemoryChannel(ABC):
 
     def with_bank(self, state: MemoryState, bank: Bank) -> MemoryState:
         return MemoryState(bank, state.learned)
+
+    def lessons(self, state: MemoryState) -> tuple[Lesson, ...]:
+        """Each entry of the bank, in its order."""
+        return tuple(
+            Lesson(
+                id=entry.id,
+                channel=self.name,
+                text=_told(entry),
+                tasks=(entry.scope.task or "*",),
+                live=self.shows and entry.trust != "quarantined",
+                since=entry.created,
+            )
+            for entry in state.bank.entries
+        )
+
+    def without(self, state: MemoryState, lessons: Collection[str]) -> MemoryState:
+        """The bank without these entries; the ledger keeps the state that had them."""
+        return MemoryState(state.bank.retire(lessons), state.learned) if lessons else state
 
     def propose(
         self, bench: Workbench, state: MemoryState, evidence: Evidence, budget: Budget, seed: int

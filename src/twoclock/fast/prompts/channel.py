@@ -19,11 +19,11 @@ References: GEPA arXiv:2507.19457; Fast-Slow Training arXiv:2605.12484. Departur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Collection, Sequence
+from dataclasses import fields, replace
 
 from twoclock.contracts import Reflector, Workbench
-from twoclock.errors import BudgetError, ConfigError
+from twoclock.errors import BudgetError, ConfigError, unknown_name
 from twoclock.fast.prompts.config import PromptsConfig
 from twoclock.fast.prompts.material import Material, Search, gather
 from twoclock.fast.prompts.pareto import choose_pool
@@ -37,6 +37,7 @@ from twoclock.types import (
     Cost,
     Declined,
     Evidence,
+    Lesson,
     PolicyCard,
     Proposal,
     Timescale,
@@ -140,6 +141,37 @@ class PromptsChannel:
             fallback=fallback,
         )
 
+    # ------------------------------------------------------------------------------------------------------- lessons
+
+    def lessons(self, state: PromptsState) -> tuple[Lesson, ...]:
+        """Each prompt of a pool but the empty one; live is the one that is deployed. A prompt that several tasks have
+        is one lesson."""
+        tasks: dict[str, list[str]] = {}
+        live: dict[str, list[str]] = {}
+        known = {c.id: c for _, pool in state.pools for c in pool.candidates if not c.is_empty}
+        for key, pool in state.pools:
+            for candidate in pool.candidates:
+                tasks.setdefault(candidate.id, []).append(key)
+            live.setdefault(pool.deployed, []).append(key)
+        found = [
+            Lesson(
+                id=c.id, channel=self.name, text=_told(c), tasks=tuple(live.get(c.id) or tasks[c.id]), live=c.id in live
+            )
+            for c in known.values()
+        ]
+        return tuple(sorted(found, key=lambda lesson: (not lesson.live, lesson.id)))
+
+    def without(self, state: PromptsState, lessons: Collection[str]) -> PromptsState:
+        """The empty prompt is deployed in their place; they stay in their pools, and a search may find them again."""
+        known = {lesson.id for lesson in self.lessons(state)}
+        if unknown := [unknown_name("prompt", name, known) for name in lessons if name not in known]:
+            raise ConfigError(unknown)
+        for key, pool in state.pools:
+            if pool.deployed in lessons:
+                there = pool.candidates if EMPTY in pool.candidates else (*pool.candidates, EMPTY)
+                state = state.with_pool(key, replace(pool, candidates=there, deployed=EMPTY.id))
+        return state
+
     # ------------------------------------------------------------------------------------------------------ its parts
 
     def _key(self, task: str) -> str:
@@ -195,6 +227,11 @@ class PromptsChannel:
                 if (k := measured.get(c.id)) is not None
             ),
         )
+
+
+def _told(candidate: Candidate) -> str:
+    turns = [f"{question}\n→ {answer}" for question, answer in candidate.exemplars]
+    return "\n".join([*([candidate.system] if candidate.system is not None else []), *turns])
 
 
 def _cause(before: Pool, after: Pool, scores: Scores) -> str:
