@@ -42,6 +42,9 @@ __all__ = [
     "Rollout",
     "RoundRecord",
     "Sampling",
+    "Shift",
+    "Side",
+    "SideModel",
     "Snapshot",
     "SplitName",
     "Timescale",
@@ -133,6 +136,89 @@ class Recall:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SideModel:
+    """Another model that stands beside the policy's own: which weights, and where they are found."""
+
+    weights: str
+    """The content hash of its base weights; with ``delta`` it is all that the model's identity is."""
+    source: str = field(default="", compare=False)
+    """Where it is loaded from when it is asked for: a folder, a GGUF file, a hub id."""
+    delta: Delta | None = None
+    """A change on top of those weights."""
+
+
+Side = Delta | SideModel | None
+"""One side of a shift: a change of the policy's own base, another model, or (None) the policy's own base itself."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Shift:
+    """A shift of the next-token logits at decode time: alpha · (expert − anti), by token.
+
+    p ∝ softmax(s + Σ alpha (s⁺ − s⁻)) with s the logits of the policy under the conditioning's delta (proxy-tuning,
+    arXiv:2401.08565, equation 1; DExperts, arXiv:2105.03023). Two shifts are equal when their ids are.
+    """
+
+    expert: Side
+    anti: Side
+    alpha: float | tuple[float, ...] = 1.0
+    """One number, or one for each token of the answer; the last one holds on."""
+    plausible: float = 0.0
+    """Above 0, only tokens that the expert finds at least so likely, relative to its most likely one, may be drawn."""
+    mapped: bool = False
+    """Whether the sides may have other vocabularies than the policy: tokens are matched by what they spell, and what a
+    side does not know is not shifted. Else vocabularies that differ are refused."""
+    name: str = ""
+    """For people; no part of the id."""
+
+    def __post_init__(self) -> None:
+        values = self.alphas
+        if not values or not all(math.isfinite(value) for value in values):
+            raise ValueError(f"alpha = {self.alpha!r}: expected a finite number, or one for each token")
+        if not 0.0 <= self.plausible <= 1.0:
+            raise ValueError(f"plausible = {self.plausible!r}: expected a share from 0 to 1")
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """The schedule, without what repeats at its end: the last number holds on."""
+        values = [float(value) + 0.0 for value in (self.alpha if isinstance(self.alpha, tuple) else (self.alpha,))]
+        while len(values) > 1 and values[-1] == values[-2]:
+            del values[-1]
+        return tuple(values)
+
+    @property
+    def is_inert(self) -> bool:
+        """Whether it shifts nothing, whatever the models say."""
+        return self.expert == self.anti or not any(self.alphas)
+
+    @cached_property
+    def id(self) -> str:
+        """A hash of all that the shift does follows from."""
+        content = {
+            "expert": _side_content(self.expert),
+            "anti": _side_content(self.anti),
+            "alpha": list(self.alphas),
+            "plausible": float(self.plausible),
+            "mapped": self.mapped,
+        }
+        return content_hash(content)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Shift) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
+def _side_content(side: Side) -> dict[str, str]:
+    if side is None:
+        return {}
+    if isinstance(side, Delta):
+        return {"delta": side.id}
+    return {"weights": side.weights} | ({"delta": side.delta.id} if side.delta else {})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Conditioning:
     """Everything the channels do to the model for one rollout. The empty one is the untouched base model."""
 
@@ -148,6 +234,8 @@ class Conditioning:
     """The ids of the memory entries that notes and exemplars came from, for crediting them."""
     delta: Delta | None = None
     """The slow version of the weights; ``None`` is the base, by the path that no delta touches."""
+    shifts: tuple[Shift, ...] = ()
+    """What is added to the logits at each token; none is the path that no shift touches."""
 
     @cached_property
     def id(self) -> str:
@@ -159,7 +247,8 @@ class Conditioning:
         }
         # Named only where there is some, so that what has none keeps the id that it always had.
         memory = {"notes": self.notes, "recall": [r.id for r in self.recall], "recalled": self.recalled}
-        return content_hash(content | {name: list(part) for name, part in memory.items() if part})[:16]
+        named = {**memory, "shifts": [shift.id for shift in self.shifts]}
+        return content_hash(content | {name: list(part) for name, part in named.items() if part})[:16]
 
     @property
     def text_id(self) -> str:
@@ -196,6 +285,7 @@ class Conditioning:
             recall=self.recall + other.recall,
             recalled=self.recalled + other.recalled,
             delta=self.delta or other.delta,
+            shifts=self.shifts + other.shifts,
         )
 
 
@@ -346,6 +436,8 @@ class Plan:
     """Who may learn this round. An empty plan is a round that only rolls out."""
 
     assignments: tuple[Assignment, ...] = ()
+    passed: tuple[tuple[str, str], ...] = ()
+    """(channel, reason) of those that may not propose, where the allocator says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -447,7 +539,7 @@ class LedgerEntry:
     round: int
     channel: str
     timescale: str
-    action: Literal["init", "commit", "reject", "decline", "rollback"]
+    action: Literal["init", "commit", "reject", "decline", "rollback", "wait"]
     before: str
     """Blob hash of the channel's state before; empty for ``init``."""
     after: str
