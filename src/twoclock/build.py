@@ -33,6 +33,7 @@ from twoclock.store import RunStore
 from twoclock.store.folder import LEDGER
 from twoclock.tasks import Stream, build_task
 from twoclock.types import Conditioning, DriftRecord, Evaluation, Evidence, Sampling, Timescale
+from twoclock.watching import WatchSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,6 +75,7 @@ class Parts:
             lambda: read_options(EvaluationSettings, config.measure, "[measure]")
         )
         self.keeping: StoreSettings = attempt(lambda: read_options(StoreSettings, config.store, "[store]"))
+        self.watch: WatchSettings = attempt(lambda: read_options(WatchSettings, config.watch, "[watch]"))
         self.gate_config: GateConfig = attempt(lambda: read_options(GateConfig, config.gates, "[gates]"))
         reflector = attempt(lambda: build_reflector(config))
         # By name: a run that is opened again reads them from canonical JSON, and must join and record them alike.
@@ -93,6 +95,11 @@ class Parts:
             problems += sampling_problems(self.sampling)
         if self.rollouts is not None:
             problems += _group_problems(self.rollouts, self.channels)
+            if self.watch is not None and self.watch.fast and self.rollouts.prompts_per_item < 2:
+                problems.append(
+                    "[watch] fast = true compares what is deployed with what was before, inside a group: set "
+                    f"[rollouts] prompts_per_item to 2 or more, it is {self.rollouts.prompts_per_item}"
+                )
         if config.model.endpoint and not config.model.name:
             problems.append("[model] endpoint needs [model] name: the model's name on that server")
         if self.allocator is not None and len(self.channels) == len(config.channels):
@@ -230,6 +237,7 @@ class Session:
             rollouts=parts.rollouts,
             evaluation=parts.evaluation,
             keeping=parts.keeping,
+            watch=parts.watch,
             observer=observer,
         )
 

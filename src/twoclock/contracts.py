@@ -37,10 +37,13 @@ if TYPE_CHECKING:
     import torch
 
     from twoclock.memory.bank import Bank
+    from twoclock.nn.svf import Factoring, Factors
 
 __all__ = [
     "Allocator",
     "Channel",
+    "Distilling",
+    "Factorable",
     "Gate",
     "Interactive",
     "Policy",
@@ -52,6 +55,7 @@ __all__ = [
     "TaskStream",
     "Teaching",
     "Trainable",
+    "WholeVocabulary",
     "Workbench",
 ]
 
@@ -211,6 +215,38 @@ class Trainable(Protocol):
         ...
 
 
+@runtime_checkable
+class Factorable(Protocol):
+    """An optional ability of a trainable policy: its linear layers taken apart into singular vectors and values."""
+
+    def singular_factors(self, patterns: Sequence[str], factoring: Factoring) -> tuple[str, dict[str, Factors]]:
+        """The factors of each linear module whose last name part is in ``patterns``, by full module name, in model
+        order, and one hash of what was taken apart and how. Made once and kept: the first call may take minutes.
+        Raises ConfigError when a pattern matches nothing, UnsupportedError for a layer that has no plain matrix."""
+        ...
+
+
+@runtime_checkable
+class WholeVocabulary(Protocol):
+    """An optional ability of a trainable policy: how far it is from another conditioning of itself, with gradients."""
+
+    def reverse_kl(
+        self,
+        prompts: Sequence[str],
+        conditioning: Conditioning,
+        completions: Sequence[Sequence[Sequence[int]]],
+        teachers: Sequence[Conditioning],
+        *,
+        temperature: float,
+        change: Any = None,
+    ) -> list[torch.Tensor]:
+        """For each prompt [N, T]: KL(policy‖teacher) in nats before each token of its completions, exact over the
+        vocabulary at ``temperature``; 0 beyond the end. ``teachers`` has one conditioning a prompt, weights and all.
+        ``change`` stands in the place of the conditioning's delta, as in :meth:`Trainable.sequence_stats`; gradients
+        flow through it alone."""
+        ...
+
+
 class Workbench(Protocol):
     """The metered handle a channel proposes with, and a gate judges with. It counts what it is asked, so no channel can
     miscount in its own favour, and raises :class:`~twoclock.errors.BudgetError` *before* a call that would pass the
@@ -311,6 +347,29 @@ class Channel(Protocol[StateT]):
 
 
 @runtime_checkable
+class Distilling(Protocol):
+    """An optional ability of a slow channel: to learn from another conditioning of the policy in the place of rewards.
+    What consolidation writes lessons into the weights with."""
+
+    def distilling(
+        self, teacher: Callable[[Item], Conditioning], *, learning_rate: float | None = None
+    ) -> Channel[Any]:
+        """A channel of the same kind of state whose proposals are steps of on-policy distillation: rollouts of the
+        evidence move towards the policy under what ``teacher`` says of their item, weights and all."""
+        ...
+
+    def rested(self, state: Any) -> Any:
+        """The state with the weights that it has and an optimizer that remembers nothing: what another objective
+        begins from."""
+        ...
+
+    def resumed(self, before: Any, after: Any) -> Any:
+        """The weights of ``after`` with what the optimizer knew in ``before``: one step of the state. Where ``before``
+        has no tensors yet, the optimizer remembers nothing."""
+        ...
+
+
+@runtime_checkable
 class Population(Protocol):
     """An optional ability of a channel: several conditionings at once, for groups that compare them."""
 
@@ -352,8 +411,11 @@ class Allocator(Protocol):
     """Decides who may learn from a round's evidence, and on what budget."""
 
     def plan(self, evidence: Evidence, channels: Mapping[str, Timescale], history: Sequence[Mapping[str, Any]]) -> Plan:
-        """``history`` has one mapping a past round of this run, oldest first: ``round``, ``phase`` and ``proposed``
-        (the channels that were asked). Pure: the same arguments give the same plan."""
+        """``history`` has one mapping a past round of this run, oldest first: ``round``, ``phase``, ``task``,
+        ``proposed`` (the channels that were asked), ``signals`` (what :func:`twoclock.allocate.signals.signals` found)
+        and ``outcomes``: by channel what became of it, with ``action``, ``metrics``, and its cost as ``rollouts``,
+        ``tokens`` and ``trained_tokens``; and ``taken_back``, the channels that were rolled back. Pure: the same
+        arguments give the same plan."""
         ...
 
 

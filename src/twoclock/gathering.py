@@ -70,6 +70,8 @@ class Gathered:
 
     groups: list[Group] = field(default_factory=list)
     conditionings: dict[str, Conditioning] = field(default_factory=dict)
+    deployed: dict[str, str] = field(default_factory=dict)
+    """By item id, the id of what is deployed."""
     cost: Cost = field(default_factory=Cost)
     reused: int = 0
     sampled_groups: int = 0
@@ -171,6 +173,11 @@ class Gathering:
         result = Gathered(cost=sampling_cost([row for row in completions if row]))
         fresh = grade_rollouts(task, items, requests, completions)
         result.conditionings = {request.conditioning.id: request.conditioning for request in requests}
+        places = len(requests) // len(items) if items else 0
+        # Of an item's requests the first is under what is deployed.
+        result.deployed = {
+            item.id: request.conditioning.id for item, request in zip(items, requests[:: max(places, 1)], strict=True)
+        }
         for group in fresh:
             again = [k for (item_id, _), rows in taken.items() if item_id == group.item.id for k in rows]
             result.conditionings |= {k.conditioning_id: _recalled(k) for k in again}
@@ -203,6 +210,7 @@ class Gathering:
             result = Gathered(
                 groups=first.groups,
                 conditionings=first.conditionings | found.conditionings,
+                deployed=first.deployed | found.deployed,
                 cost=result.cost + found.cost,
                 reused=first.reused,
                 sampled_groups=result.sampled_groups + found.sampled_groups,
@@ -221,6 +229,7 @@ class Gathering:
             groups=tuple(gathered.groups),
             conditionings=gathered.conditionings,
             sampling=self.sampling,
+            deployed=gathered.deployed,
         )
 
 

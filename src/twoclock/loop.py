@@ -9,18 +9,19 @@ from its last committed round to the numbers it would have had.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from typing import Any
 
+from twoclock.allocate.signals import PREFIX, signals, signals_of
 from twoclock.bench import Bench
 from twoclock.contracts import Allocator, Channel, Gate, LoopObserver, Policy, Population, Task, TaskStream
 from twoclock.errors import BudgetError, ConfigError, NumericsError, UnsupportedError, unknown_name
 from twoclock.evaluation import Cell, EvaluationSettings, Evaluator, conditioning_of, conditionings_of
 from twoclock.gathering import Gathering, RolloutSettings
-from twoclock.outcomes import Outcome, Searched, summary
+from twoclock.outcomes import Outcome, Searched, summary, taken_back, waits
 from twoclock.seeding import child_seed
 from twoclock.store import KeptRollout, RunStore
 from twoclock.types import (
@@ -41,6 +42,7 @@ from twoclock.types import (
     Snapshot,
     Timescale,
 )
+from twoclock.watching import Watcher, WatchSettings
 
 __all__ = ["STEPS", "Loop", "StoreSettings", "sampling_problems"]
 
@@ -86,6 +88,7 @@ class Loop:
         rollouts: RolloutSettings,
         evaluation: EvaluationSettings,
         keeping: StoreSettings | None = None,
+        watch: WatchSettings | None = None,
         observer: LoopObserver | None = None,
     ) -> None:
         self.store, self.policy, self.stream = store, policy, stream
@@ -94,6 +97,8 @@ class Loop:
         self.evaluator = Evaluator(policy, stream.tasks, evaluation, sampling, seed)
         self.gathering = Gathering(policy, stream, rollouts, sampling, seed)
         self.keeping = keeping or StoreSettings()
+        watching = watch or WatchSettings()
+        self.watcher = Watcher(store, policy, self.channels, stream.tasks, watching, sampling, seed)
         self.observer: LoopObserver = observer or Silent()
         self._clocks = {name: channel.timescale for name, channel in self.channels.items()}
         self._check()
@@ -101,6 +106,7 @@ class Loop:
         self._hashed: dict[str, tuple[Any, str]] = {}
         self._history: list[dict[str, Any]] | None = None
         self._rolled_back: int | None = None
+        self._waiting: dict[str, str] | None = None
 
     def _check(self) -> None:
         slow = [name for name, clock in self._clocks.items() if clock is Timescale.SLOW]
@@ -196,12 +202,16 @@ class Loop:
         evidence, cost = gathering.evidence(number, gathered), gathered.cost
 
         self.observer.step(number, "allocate")
+        seen = {f"{PREFIX}{name}": value for name, value in signals(evidence).items()}
+        back = self.watcher.look(number, phase, evidence, self.states)
         plan = self._plan(evidence)
 
         self.observer.step(number, "propose")
         searched = Searched()
         outcomes = [
-            self._propose(number, task, evidence, assignment, clock, searched) for assignment in plan.assignments
+            self._propose(number, task, evidence, assignment, clock, searched)
+            for assignment in plan.assignments
+            if assignment.channel not in back  # what it would propose stands on a state that is no longer live
         ]
 
         self.observer.step(number, "judge")
@@ -210,22 +220,30 @@ class Loop:
 
         self.observer.step(number, "commit")
         before = self._hashes()
-        after = dict(self.states)
+        after = {**self.states, **{name: taken.state for name, taken in back.items()}}
         for outcome in outcomes:
             if isinstance(outcome.offer, Proposal):
-                after[outcome.assignment.channel] = outcome.kept(after[outcome.assignment.channel])
+                name = outcome.assignment.channel
+                after[name] = outcome.kept(after[name])
+                outcome.changes_deployed = self._speaks_anew(name, phase.task, after)
         hashes = {name: self._hash(name, state) for name, state in after.items()}
         entries = [
+            taken_back(number, phase, name, self._clocks[name], before[name], hashes[name], taken)
+            for name, taken in back.items()
+        ]
+        entries += [
             outcome.entry(number, phase, self._clocks[name], before[name], hashes[name], self._offered(outcome))
             for outcome in outcomes
             for name in [outcome.assignment.channel]
         ]
+        entries += self._passed(number, phase, plan, back, hashes)
+        watched = self.watcher.committed(number, phase.task, self.states, after, back)
         began = time.perf_counter()
         evaluations, drift, measured = self._measure(number, phase, after)
         clock["measure_s"] = time.perf_counter() - began
         clock["round_s"] = time.perf_counter() - started
         clock["decode_per_s"] = cost.completion_tokens / max(clock["rollout_s"], 1e-9)
-        metrics = {**summary(evidence, gathered), **clock}
+        metrics = {**summary(evidence, gathered), **seen, **watched, **clock}
         snapshot = Snapshot(round=number, states=hashes, next_round=number + 1)
         self.store.commit_round(
             RoundRecord(
@@ -243,8 +261,10 @@ class Loop:
             )
         )
         self.states = after
+        if any(self._clocks[name] is Timescale.SLOW for name in back):
+            self._rolled_back = number
         if self._history is not None:
-            self._history.append(_past(number, phase.index, entries))
+            self._history.append(_past(number, phase.index, phase.task, metrics, entries))
         if self.keeping.keep:
             for name, timescale in self._clocks.items():
                 if timescale is Timescale.SLOW:
@@ -252,19 +272,20 @@ class Loop:
         self.observer.committed(number, metrics, snapshot)
 
     def _conditionings(self, number: int, task: str) -> list[Conditioning]:
-        """The joint conditionings of a round's groups: the deployed one, then alternatives, each of one fast channel;
-        channels that have some take turns."""
+        """The joint conditionings of a round's groups: the deployed one, what was deployed before a write that is being
+        watched, then alternatives, each of one fast channel; channels that have some take turns."""
         count = self.rollouts.prompts_per_item
         if self.rollouts.under == "none":
             return [conditioning_of(self.channels, self.states, task, ("live", "none"))]
         deployed = conditioning_of(self.channels, self.states, task)
+        anchors = [self._joined(name, task, c) for name, c in self.watcher.anchors(task).items()]
         offered: list[list[Conditioning]] = []
         for name, channel in self.channels.items():
             if count > 1 and isinstance(channel, Population):
                 seed = child_seed("alternatives", self.seed, number, name)
                 found = channel.alternatives(self.states[name], task, count, seed)
                 offered.append([self._joined(name, task, c) for c in found])
-        joint = [deployed, *(c for row in zip_longest(*offered) for c in row if c is not None)]
+        joint = [deployed, *anchors, *(c for row in zip_longest(*offered) for c in row if c is not None)]
         distinct = list({c.id: c for c in joint}.values())[:count]
         # Where there are fewer than asked for, the first ones get a second share: a group is always whole.
         return [distinct[i % len(distinct)] for i in range(count)]
@@ -282,7 +303,7 @@ class Loop:
             for entry in self.store.entries():
                 by_round.setdefault(entry.round, []).append(entry)
             rows = sorted(self.store.rounds(), key=lambda row: row.round)
-            self._history = [_past(row.round, row.phase, by_round.get(row.round, [])) for row in rows]
+            self._history = [_past(r.round, r.phase, r.task, r.metrics, by_round.get(r.round, [])) for r in rows]
         return self.allocator.plan(evidence, self._clocks, tuple(self._history))
 
     def _bench(self, channel: str, task: Task, budget: Budget | None = None, number: int | None = None) -> Bench:
@@ -354,6 +375,28 @@ class Loop:
         seconds = time.perf_counter() - began
         _count(clock, self.channels[name].timescale, seconds)
         outcome.cost = outcome.cost + replace(bench.spent, seconds=seconds)
+
+    def _speaks_anew(self, name: str, task: str, after: Mapping[str, Any]) -> bool:
+        """Whether what the channel says on the task has changed."""
+        channel = self.channels[name]
+        return channel.condition(self.states[name], task).id != channel.condition(after[name], task).id
+
+    def _passed(
+        self, number: int, phase: Phase, plan: Plan, back: Collection[str], hashes: Mapping[str, str]
+    ) -> list[LedgerEntry]:
+        """An entry for each channel that the allocator passes over for another reason than the last time: the numbers
+        in a reason change each round, what it is about does not."""
+        if self._waiting is None:
+            last = {entry.channel: entry for entry in self.store.entries()}
+            self._waiting = {n: entry.reason for n, entry in last.items() if entry.action == "wait"}
+        for name in [*(assignment.channel for assignment in plan.assignments), *back]:
+            self._waiting.pop(name, None)
+        entries = []
+        for name, reason in plan.passed:
+            if self._waiting.get(name, "").partition(":")[0] != reason.partition(":")[0]:
+                entries.append(waits(number, phase, name, self._clocks[name], hashes[name], reason))
+            self._waiting[name] = reason
+        return entries
 
     def _offered(self, outcome: Outcome) -> str:
         """The hash of the state that was proposed, which is put where nothing keeps it."""
@@ -431,10 +474,30 @@ def sampling_problems(sampling: Sampling) -> list[str]:
     ]
 
 
-def _past(round: int, phase: int, entries: Sequence[LedgerEntry]) -> dict[str, Any]:
+def _past(
+    round: int, phase: int, task: str, metrics: Mapping[str, float], entries: Sequence[LedgerEntry]
+) -> dict[str, Any]:
     """A past round as an allocator sees it."""
-    proposed = [entry.channel for entry in entries if entry.action in ("commit", "reject", "decline")]
-    return {"round": round, "phase": phase, "proposed": proposed}
+    asked = [entry for entry in entries if entry.action in ("commit", "reject", "decline")]
+    outcomes = {
+        entry.channel: {
+            "action": entry.action,
+            "metrics": dict(entry.metrics),
+            "rollouts": entry.cost.rollouts,
+            "tokens": entry.cost.tokens,
+            "trained_tokens": entry.cost.trained_tokens,
+        }
+        for entry in asked
+    }
+    return {
+        "round": round,
+        "phase": phase,
+        "task": task,
+        "proposed": [entry.channel for entry in asked],
+        "outcomes": outcomes,
+        "signals": signals_of(metrics),
+        "taken_back": [entry.channel for entry in entries if entry.action == "rollback"],
+    }
 
 
 def _count(clock: dict[str, float], timescale: Timescale, seconds: float) -> None:

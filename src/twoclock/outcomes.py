@@ -10,6 +10,7 @@ from typing import Any
 from twoclock.bench import Bench
 from twoclock.gathering import Gathered
 from twoclock.types import (
+    TAKEN_BACK,
     Assignment,
     Conditioning,
     Cost,
@@ -22,8 +23,9 @@ from twoclock.types import (
     Timescale,
     Verdict,
 )
+from twoclock.watching import TakenBack
 
-__all__ = ["Outcome", "Searched", "summary"]
+__all__ = ["Outcome", "Searched", "summary", "taken_back", "waits"]
 
 
 @dataclass
@@ -36,6 +38,8 @@ class Outcome:
     cost: Cost = field(default_factory=Cost)
     falls_back: bool = False
     """Whether the gate refused the proposal, and its fallback is kept."""
+    changes_deployed: bool = False
+    """Whether what the channel says on the round's task is another thing now."""
 
     @property
     def accepted(self) -> bool:
@@ -81,7 +85,13 @@ class Outcome:
             reason=reason,
             offered=offered,
             writes=writes,
-            metrics=_finite({**offer.metrics, **(verdict.metrics if verdict else {})}),
+            metrics=_finite(
+                {
+                    **offer.metrics,
+                    **(verdict.metrics if verdict else {}),
+                    **({"changes_deployed": float(self.changes_deployed)} if self.accepted or self.falls_back else {}),
+                }
+            ),
         )
 
 
@@ -101,6 +111,43 @@ class Searched:
         if not self.groups:
             return None
         return replace(of, groups=tuple(self.groups), conditionings=self.conditionings)
+
+
+def taken_back(
+    number: int, phase: Phase, channel: str, timescale: Timescale, before: str, after: str, taken: TakenBack
+) -> LedgerEntry:
+    """The ledger's line of a write that its own evidence has undone."""
+    return LedgerEntry(
+        round=number,
+        phase=phase.index,
+        task=phase.task,
+        channel=channel,
+        timescale=str(timescale),
+        action="rollback",
+        before=before,
+        after=after,
+        cause=f"{TAKEN_BACK}: {taken.cause}",
+        reason=taken.reason,
+        cost=taken.cost,
+        metrics=_finite(taken.metrics),
+    )
+
+
+def waits(number: int, phase: Phase, channel: str, timescale: Timescale, live: str, reason: str) -> LedgerEntry:
+    """The ledger's line of a channel that is passed over from now on."""
+    return LedgerEntry(
+        round=number,
+        phase=phase.index,
+        task=phase.task,
+        channel=channel,
+        timescale=str(timescale),
+        action="wait",
+        before=live,
+        after=live,
+        cause="the allocator passes it over",
+        reason=reason,
+        cost=Cost(),
+    )
 
 
 def summary(evidence: Evidence, gathered: Gathered) -> dict[str, float]:

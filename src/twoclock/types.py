@@ -373,6 +373,8 @@ class Evidence:
     groups: tuple[Group, ...]
     conditionings: Mapping[str, Conditioning]
     sampling: Sampling = field(default_factory=Sampling)
+    deployed: Mapping[str, str] = field(default_factory=dict)
+    """By item id, the id of the conditioning that is deployed, as opposed to what it is compared with."""
 
     @property
     def rollouts(self) -> tuple[Rollout, ...]:
@@ -557,6 +559,16 @@ class LedgerEntry:
     """Set by the store."""
     at: float = 0.0
     """Seconds since the epoch; set by the store."""
+
+    @property
+    def is_by_hand(self) -> bool:
+        """Whether this is a rollback between rounds. One inside a round is the evidence's: that round's numbers are
+        those of the state it went back to."""
+        return self.action == "rollback" and not self.cause.startswith(TAKEN_BACK)
+
+
+TAKEN_BACK = "taken back"
+"""How the cause of a rollback begins that the evidence asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from twoclock.allocate.alternate import AlternateAllocator, AlternateConfig
+from twoclock.allocate.bandit import BanditAllocator, BanditConfig
+from twoclock.allocate.evidence import EvidenceAllocator, EvidenceConfig
 from twoclock.allocate.fixed import FixedAllocator, FixedConfig
 from twoclock.allocate.gates import AcceptGate, DriftGate, DriftMeter, PairedTrialGate, trial_drift
 from twoclock.allocate.phased import PhasedAllocator, PhasedConfig
@@ -21,8 +23,12 @@ __all__ = [
     "AcceptGate",
     "AlternateAllocator",
     "AlternateConfig",
+    "BanditAllocator",
+    "BanditConfig",
     "DriftGate",
     "DriftMeter",
+    "EvidenceAllocator",
+    "EvidenceConfig",
     "FixedAllocator",
     "FixedConfig",
     "GateConfig",
@@ -38,6 +44,8 @@ ALLOCATORS: dict[str, tuple[type, type]] = {
     "fixed": (FixedConfig, FixedAllocator),
     "alternate": (AlternateConfig, AlternateAllocator),
     "phased": (PhasedConfig, PhasedAllocator),
+    "bandit": (BanditConfig, BanditAllocator),
+    "evidence": (EvidenceConfig, EvidenceAllocator),
 }
 """Name → (config, allocator)."""
 

@@ -72,11 +72,11 @@ def _snapshot(store: RunStore, name: str) -> Snapshot:
 
 
 def _between(entries: Sequence[LedgerEntry], a: str, b: str) -> list[LedgerEntry]:
-    """The entries after the earlier of the two and up to the later; a rollback, which bears the number of the last
-    round before it, comes after that round."""
+    """The entries after the earlier of the two and up to the later; a rollback by hand, which bears the number of the
+    last round before it, comes after that round."""
 
     def place(entry: LedgerEntry) -> float:
-        return entry.round + (0.5 if entry.action == "rollback" else 0.0)
+        return entry.round + (0.5 if entry.is_by_hand else 0.0)
 
     low, high = sorted(float("inf") if name == LIVE else float(name) for name in (a, b))
     return [entry for entry in entries if low < place(entry) <= high]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from twoclock.store import RunStore
     from twoclock.types import LedgerEntry
 
-ACTIONS = {"init": None, "commit": "green", "reject": "red", "decline": "yellow", "rollback": "magenta"}
+ACTIONS = {"init": None, "commit": "green", "reject": "red", "decline": "yellow", "rollback": "magenta", "wait": None}
 """Each action of the ledger and its colour."""
 
 

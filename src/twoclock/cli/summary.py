@@ -25,7 +25,7 @@ def recorded(store: RunStore, phases: Sequence[str]) -> dict[str, Any] | None:
     """The summary of what ``eval`` measured of the states that are live now; None where a task has no such scores."""
     head = store.head()
     changes = [e for e in store.entries() if e.action in ("init", "commit", "rollback")]
-    if changes and changes[-1].action == "rollback":
+    if changes and changes[-1].is_by_hand:
         return None  # scores bear a round, and a rollback lets a round's number stand for other states
     finals = [e for e in store.evaluations("final") if e.round == head.round]
     latest = {(e.task, e.weights, e.prompt): e for e in finals}
