@@ -22,10 +22,11 @@ import torch
 from twoclock.models.lean import LeanDecoder
 from twoclock.models.shared_attention import forward
 from twoclock.models.views import DecodeView, PrefillView, PrefixKV, Shared, Slots
+from twoclock.nn.rowwise import Rows
 from twoclock.nn.sampling import sample_tokens, uniforms
 from twoclock.types import Sampling
 
-__all__ = ["Draft", "Engine", "Prompted"]
+__all__ = ["Draft", "Engine", "Mounted", "Prompted"]
 
 Finish = Callable[[list[int]], bool]
 
@@ -40,6 +41,22 @@ class Prompted:
     tokens: tuple[int, ...]
     prefix: int
     seeds: tuple[int, ...]
+    change: int = 0
+    """Which of the mounted changes it is under; see :class:`Mounted`."""
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """What is mounted for the length of a call: the name of each change, by its number, and ``rows``, by which a pass's
+    rows are assigned to them; None: one change, on all rows."""
+
+    names: tuple[str, ...]
+    rows: Rows | None = None
+
+    def assign(self, changes: int | Sequence[int]) -> None:
+        """The change of all rows of the next pass, or of each."""
+        if self.rows is not None:
+            self.rows.assign(changes)
 
 
 @dataclass
@@ -104,23 +121,25 @@ class Engine:
         self._prefixes: OrderedDict[tuple[str, tuple[int, ...]], PrefixKV] = OrderedDict()
 
     @torch.no_grad()
-    def prefix(self, weights: str, tokens: tuple[int, ...]) -> PrefixKV | None:
-        """The keys and values of a prefix under the weights now mounted, named ``weights``; from the cache if there.
+    def prefix(self, weights: str | Mounted, tokens: tuple[int, ...], change: int = 0) -> PrefixKV | None:
+        """The keys and values of a prefix under one of the changes now mounted; from the cache if there.
 
         Always computed alone and whole, so that its bits do not depend on what was cached before.
         """
         if not tokens:
             return None
-        key = (weights, tokens)
+        mounted = _mounted(weights)
+        key = (mounted.names[change], tokens)
         if key in self._prefixes:
             self._prefixes.move_to_end(key)
             return self._prefixes[key]
         view = PrefillView([len(tokens)], [0], (), self.model.device)
         view.logit_rows = torch.zeros(0, dtype=torch.long, device=self.model.device)
+        mounted.assign(change)
         self.read(tokens, view)
         made = view.prefix(0)
         # Another version of the weights is gone for good: its prefixes would only hold memory.
-        for old in [k for k in self._prefixes if k[0] not in ("", weights)]:
+        for old in [k for k in self._prefixes if k[0] not in ("", *mounted.names)]:
             del self._prefixes[old]
         self._prefixes[key] = made
         while sum(len(k[1]) for k in self._prefixes) > self.prefix_tokens and len(self._prefixes) > 1:
@@ -129,21 +148,25 @@ class Engine:
 
     @torch.no_grad()
     def generate(
-        self, weights: str, sequences: Sequence[Prompted], sampling: Sampling, stopped: Finish | None = None
+        self, weights: str | Mounted, sequences: Sequence[Prompted], sampling: Sampling, stopped: Finish | None = None
     ) -> list[list[Draft]]:
-        """One list of drafts a sequence, one a seed. ``stopped`` says whether the tokens so far end the text."""
+        """One list of drafts a sequence, one a seed. ``weights``: what is mounted, or its name where it is one change
+        for all. ``stopped`` says whether the tokens so far end the text."""
+        mounted = _mounted(weights)
         drafts = [[Draft() for _ in s.seeds] for s in sequences]
+
+        def place(sequence: Prompted) -> tuple[int, tuple[int, ...], int]:
+            return sequence.change, sequence.tokens[: sequence.prefix], len(sequence.tokens)
+
         # Rows with the same prefix side by side, and prompts of like length together, so that little is padding.
-        order = sorted(
-            range(len(sequences)), key=lambda i: (sequences[i].tokens[: sequences[i].prefix], len(sequences[i].tokens))
-        )
+        order = sorted(range(len(sequences)), key=lambda i: place(sequences[i]))
         waiting = deque(
             _Row(sequences[i], draft, uniforms(seed, sampling.max_new_tokens))
             for i in order
             for seed, draft in zip(sequences[i].seeds, drafts[i], strict=True)
         )
         if waiting:
-            _Decoding(self, weights, waiting, sampling, stopped).run()
+            _Decoding(self, mounted, waiting, sampling, stopped).run()
         return drafts
 
     def read(self, ids: Sequence[int], view: PrefillView) -> torch.Tensor:
@@ -159,9 +182,9 @@ class _Decoding:
     """
 
     def __init__(
-        self, engine: Engine, weights: str, waiting: deque[_Row], sampling: Sampling, stopped: Finish | None
+        self, engine: Engine, mounted: Mounted, waiting: deque[_Row], sampling: Sampling, stopped: Finish | None
     ) -> None:
-        self.engine, self.weights, self.waiting = engine, weights, waiting
+        self.engine, self.mounted, self.waiting = engine, mounted, waiting
         self.sampling, self.stopped = sampling, stopped
         self.device = engine.model.device
         self.places = min(engine.max_rows, len(waiting))
@@ -217,6 +240,7 @@ class _Decoding:
         live = torch.tensor([row.live for row in self.rows], device=self.device)
         at = torch.tensor([row.position for row in self.rows], device=self.device)
         view = DecodeView(self.slots, self.levels, at)
+        self.mounted.assign([row.sequence.change for row in self.rows])
         if self._lean is not None:
             self.logits = self._lean(tokens, view)
         else:
@@ -272,10 +296,10 @@ class _Decoding:
 
     def _read(self, prompts: list[Prompted]) -> tuple[PrefillView, torch.Tensor]:
         """One pass over what each prompt adds to its prefix, and the logits [n, V] after its last token."""
-        prefixes = [self.engine.prefix(self.weights, p.tokens[: p.prefix]) for p in prompts]
-        view = PrefillView(
-            [len(p.tokens) - p.prefix for p in prompts], [p.prefix for p in prompts], _shared(prefixes), self.device
-        )
+        prefixes = [self.engine.prefix(self.mounted, p.tokens[: p.prefix], p.change) for p in prompts]
+        own = [len(p.tokens) - p.prefix for p in prompts]
+        view = PrefillView(own, [p.prefix for p in prompts], _shared(prefixes), self.device)
+        self.mounted.assign([p.change for p, count in zip(prompts, own, strict=True) for _ in range(count)])
         return view, self.engine.read([t for p in prompts for t in p.tokens[p.prefix :]], view)
 
     def _enter(
@@ -287,7 +311,7 @@ class _Decoding:
             self.logits = logits.new_zeros(self.places, logits.shape[-1])
         for i, some in slots.items():
             sequence = entering[some[0]].sequence
-            prefix = self.engine.prefix(self.weights, sequence.tokens[: sequence.prefix])
+            prefix = self.engine.prefix(self.mounted, sequence.tokens[: sequence.prefix], sequence.change)
             stem = view.prefix(i) if entering[some[0]].has_stem else None
             for slot in some:
                 entering[slot].prefix, entering[slot].stem = prefix, stem
@@ -297,6 +321,10 @@ class _Decoding:
         own = [0 if entering[slot].has_stem else entering[slot].own for slot, _ in pairs]
         self.slots.put(at, view, made, torch.tensor(own, device=self.device))
         self.logits[at] = logits[made]
+
+
+def _mounted(weights: str | Mounted) -> Mounted:
+    return Mounted((weights,)) if isinstance(weights, str) else weights
 
 
 def _levels(rows: Sequence[_Row]) -> list[list[Shared]]:

@@ -8,7 +8,8 @@ that brings. Where it does not apply, the engine runs the model's own forward pa
 time.
 
 It does not apply to other kinds of models; where the second copy of the weights would exceed ``MAX_COPY``; and while a
-module carries a hook other than those of :mod:`twoclock.nn.lowrank`, whose effect it could not know.
+module carries a hook or a forward pass other than those of :mod:`twoclock.nn.lowrank` and
+:mod:`twoclock.nn.rowwise`, whose effect it could not know.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import nn
 from twoclock.models.shared_attention import head_module
 from twoclock.models.views import DecodeView
 from twoclock.nn.lowrank import mounted_change
+from twoclock.nn.rowwise import Gated, Picked, Rows, mounted_groups
 
 __all__ = ["LeanDecoder"]
 
@@ -31,8 +33,10 @@ MAX_COPY = 4 * 2**30
 """Bytes."""
 
 Product = Callable[[torch.Tensor], torch.Tensor]
-Change = tuple[torch.Tensor, torch.Tensor]
-"""(Aᵀ [I, R], B [R, O]) of the products that share an input, side by side."""
+Change = Callable[[torch.Tensor, Product], torch.Tensor]
+"""(x [B, I], the base's product) -> the changed outputs of the products that share the input, side by side."""
+Layout = Callable[[Gated], tuple[Product, Product]]
+"""The products with P and with Q of a group of changes."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,16 @@ class _Fused:
         """Whether the modules still have the weights that the product was made from."""
         return self.marks == _marks(self.modules)
 
-    def change(self) -> Change | None:
-        """What is mounted on the modules now. B is block-diagonal: each module's rank is its own."""
+    def change(self, layout: Layout) -> Change | None:
+        """What is mounted on the modules now."""
+        by_row = [mounted_groups(m) for m in self.modules]
+        rows = next((found[0] for found in by_row if found is not None), None)
+        if rows is not None:
+            return _RowChange(self.modules, rows, [() if f is None else f[1] for f in by_row], layout)
+        return self._low_rank()
+
+    def _low_rank(self) -> Change | None:
+        """B is block-diagonal: each module's rank is its own."""
         found = [mounted_change(m) for m in self.modules]
         if not any(found):
             return None
@@ -61,11 +73,68 @@ class _Fused:
             if f is not None:
                 b[row : row + rank, column : column + module.out_features] = f[1]
             row, column = row + rank, column + module.out_features
-        return a, b
+        return lambda x, product: product(x).addmm_(x @ a, b)
 
     def __call__(self, x: torch.Tensor, change: Change | None) -> torch.Tensor:
-        out = self.product(x)
-        return out if change is None else out.addmm_(x @ change[0], change[1])
+        return self.product(x) if change is None else change(x, self.product)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One group of changes at one of the modules."""
+
+    columns: slice
+    group: Gated
+    p: Product
+    q: Product
+    bias: torch.Tensor | None
+
+
+class _RowChange:
+    """Changes by row (:mod:`twoclock.nn.rowwise`) of modules that read the same input."""
+
+    def __init__(
+        self, modules: Sequence[nn.Linear], rows: Rows, groups: Sequence[Sequence[Gated]], layout: Layout
+    ) -> None:
+        self.rows = rows
+        self.parts: list[_Part] = []
+        self.width = 0
+        for module, some in zip(modules, groups, strict=True):
+            columns = slice(self.width, self.width + module.out_features)
+            self.parts += [_Part(columns, g, *layout(g), module.bias if g.bare else None) for g in some]
+            self.width += module.out_features
+        bare = [part.group.members for part in self.parts if part.group.bare]
+        self.instead = bare[0] if len(bare) == len(modules) and len(set(bare)) == 1 else None
+        """The changes whose rows need none of the base's products."""
+
+    def __call__(self, x: torch.Tensor, product: Product) -> torch.Tensor:
+        out = self._base(x, product)
+        taken: dict[int, torch.Tensor] = {}
+        for part in self.parts:
+            picked = self.rows.picked(part.group.members, len(x))
+            if picked is None:
+                continue
+            if picked.rows is not None and id(picked) not in taken:
+                taken[id(picked)] = x[picked.rows]
+            value = part.q(part.p(taken.get(id(picked), x)).mul_(part.group.gate(picked)))
+            _put(out[:, part.columns], value if part.bias is None else value.add_(part.bias), part, picked)
+        return out
+
+    def _base(self, x: torch.Tensor, product: Product) -> torch.Tensor:
+        picked = None if self.instead is None else self.rows.picked(self.instead, len(x))
+        if picked is None:
+            return product(x)
+        out = x.new_empty(len(x), self.width)
+        return out if picked.rest is None else out.index_copy_(0, picked.rest, product(x[picked.rest]))
+
+
+def _put(out: torch.Tensor, value: torch.Tensor, part: _Part, picked: Picked) -> None:
+    if picked.rows is None:
+        out.copy_(value) if part.group.bare else out.add_(value)
+    elif part.group.bare:
+        out.index_copy_(0, picked.rows, value)
+    else:
+        out.index_add_(0, picked.rows, value)
 
 
 @dataclass(frozen=True)
@@ -92,6 +161,8 @@ class LeanDecoder:
         self._head = head_module(model)
         self._head_product = _product([self._head])
         self._head_marks = _marks([self._head])
+        self._layouts: dict[int, tuple[torch.Tensor, tuple[Product, Product], int]] = {}
+        """Of factors that outlive a call, by the id of P: P, the products, and the bytes of what was laid out."""
 
     @classmethod
     def of(cls, model: Any, windows: Mapping[int, int]) -> LeanDecoder | None:
@@ -126,6 +197,8 @@ class LeanDecoder:
             hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
             if hooks and module not in outer and not (module in self._linears and mounted_change(module)):
                 return None
+            if "forward" in vars(module) and (hooks or module not in self._linears or mounted_groups(module) is None):
+                return None
         if not all(f.is_current() for layer in self.layers for f in _fused(layer)):
             return None
         plain_head = (
@@ -134,12 +207,24 @@ class LeanDecoder:
             and not self._head._forward_pre_hooks
         )
         head = self._head_product if plain_head else self._head
-        changes = [tuple(f.change() for f in _fused(layer)) for layer in self.layers]
+        changes = [tuple(f.change(self._layout) for f in _fused(layer)) for layer in self.layers]
 
         def step(tokens: torch.Tensor, view: DecodeView) -> torch.Tensor:
             return self._step(tokens, view, changes, head)
 
         return step
+
+    def _layout(self, group: Gated) -> tuple[Product, Product]:
+        found = self._layouts.get(id(group.p))
+        if found is not None:
+            return found[1]
+        room = MAX_COPY - sum(size for _, _, size in self._layouts.values())
+        size = sum(t.numel() * t.element_size() for t in (group.p, group.q))
+        if not group.lasts or size > room:
+            return _plain(group.p), _plain(group.q.t())
+        made = _laid_out(group.p), _laid_out(group.q.t())
+        self._layouts[id(group.p)] = (group.p, made, size)
+        return made
 
     def _step(
         self, tokens: torch.Tensor, view: DecodeView, changes: Sequence[tuple[Change | None, ...]], head: Product
@@ -197,9 +282,17 @@ def _product(modules: Sequence[Any]) -> Product:
                 for m, b in zip(modules, biases, strict=True)
             ]
         )
+    return _laid_out(weight, bias)
+
+
+def _laid_out(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:
     packed = _packed(weight)
     if packed is not None:
         return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return _plain(weight, bias)
+
+
+def _plain(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:
     return lambda x: nn.functional.linear(x, weight, bias)
 
 

@@ -4,34 +4,40 @@ the model arrives in each conditioning and is mounted for the length of one call
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 
-from twoclock.errors import ConfigError, UnsupportedError
-from twoclock.models.engine import Draft, Engine, Prompted
+from twoclock.errors import ConfigError, UnsupportedError, unknown_name
+from twoclock.models.engine import Draft, Engine, Mounted, Prompted
 from twoclock.models.lean import LeanDecoder
+from twoclock.models.mounting import CHANGES, Change
 from twoclock.models.packing import common_prefix, pack
 from twoclock.models.plain import plain_generate, plain_logits
 from twoclock.models.shared_attention import attention_windows, forward, hidden_states, text_config
+from twoclock.models.svd import Spectra
 from twoclock.models.teacher_forcing import Side, Stats, TeacherForcing, model_head
 from twoclock.models.views import TreeView
-from twoclock.nn.full import FullChange
-from twoclock.nn.lowrank import LowRank
 from twoclock.nn.sampling import uniforms
+from twoclock.nn.svf import Factoring, Factors, SingularChange
 from twoclock.types import Completion, Conditioning, Delta, PolicyCard, Request, Sampling
 
-__all__ = ["LocalPolicy", "open_local"]
+__all__ = ["LocalPolicy", "SvfForm", "open_local"]
+
+SvfForm = Literal["delta", "factored"]
 
 
 class LocalPolicy:
     """A transformers causal LM as a :class:`~twoclock.contracts.Policy` and a :class:`~twoclock.contracts.Trainable`.
 
     ``shared`` says whether the shared-attention path is used; ``notes`` say why not. ``max_rows`` bounds the rows
-    decoded at once, ``packed_tokens`` the tokens of one teacher-forced pass.
+    decoded at once, ``packed_tokens`` the tokens of one teacher-forced pass. ``svf_form`` is how rows under changes of
+    singular values are sampled (:mod:`twoclock.nn.svf`); scored they are in delta form. ``cache_dir`` is where their
+    factors are kept, ``progress`` is told while they are made.
     """
 
     def __init__(
@@ -44,14 +50,21 @@ class LocalPolicy:
         max_rows: int = 64,
         packed_tokens: int = 2048,
         check: bool = True,
+        svf_form: SvfForm = "delta",
+        cache_dir: Path | str | None = None,
+        progress: Callable[[str], None] | None = None,
     ) -> None:
+        if svf_form not in get_args(SvfForm):
+            raise ConfigError(unknown_name("svf_form", svf_form, get_args(SvfForm)))
         # The base never moves: gradients are for deltas alone, and cost nothing where none is trained.
         self.model = model.requires_grad_(False)
         self.tokenizer = tokenizer
         self.notes: list[str] = []
         self._ends = _end_tokens(model, tokenizer)
         self._linears = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-        self._forcing = TeacherForcing(model, self._linears, packed_tokens)
+        self.svf_form = svf_form
+        self.spectra = Spectra(self._linears, cache_dir=cache_dir, progress=progress)
+        self._forcing = TeacherForcing(model, self._linears, packed_tokens, self.spectra)
         self._engine = Engine(model, self._ends, max_rows=max_rows)
         self._card = PolicyCard(name=name, base_hash=base_hash, trainable=True, context_tokens=_context_tokens(model))
         self._render = lru_cache(maxsize=4096)(self._render_uncached)
@@ -75,22 +88,41 @@ class LocalPolicy:
 
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[tuple[Completion, ...]]:
         results: list[tuple[Completion, ...]] = [()] * len(requests)
+        stopped = self._stopper(sampling.stop)
+        for deltas, indices in self._batches(requests):
+            with self._mount_rows(deltas) as mounted:
+                for index, completions in self._sample_mounted(mounted, indices, requests, sampling, stopped):
+                    results[index] = completions
+        return results
+
+    def _batches(self, requests: Sequence[Request]) -> list[tuple[list[Delta | None], list[int]]]:
+        """What can be sampled together, whatever its changes of weights, and then what stands alone, each with the
+        changes in it."""
         by_delta: dict[str, list[int]] = {}
         deltas: dict[str, Delta | None] = {}
         for index, request in enumerate(requests):
             delta = request.conditioning.delta
-            key = delta.id if delta else ""
-            deltas[key] = delta
-            by_delta.setdefault(key, []).append(index)
-        stopped = self._stopper(sampling.stop)
-        for key, indices in by_delta.items():
-            with self._mount(deltas[key]):
-                for index, completions in self._sample_one_delta(key, indices, requests, sampling, stopped):
-                    results[index] = completions
-        return results
+            by_delta.setdefault(_name(delta), []).append(index)
+            deltas[_name(delta)] = delta
+        rows = [key for key, delta in deltas.items() if self._forcing.mount.has_rows(self._payload(delta))]
+        batches = [([deltas[k] for k in rows], sorted(i for k in rows for i in by_delta[k]))] if rows else []
+        return batches + [([deltas[k]], by_delta[k]) for k in by_delta if k not in rows]
 
-    def _sample_one_delta(
-        self, weights: str, indices: list[int], requests: Sequence[Request], sampling: Sampling, stopped: Any
+    @contextmanager
+    def _mount_rows(self, deltas: Sequence[Delta | None]) -> Iterator[Mounted]:
+        """These changes for the length of a batch, each for its own rows."""
+        names = tuple(_name(delta) for delta in deltas)
+        changes = [self._payload(delta) for delta in deltas]
+        mount = self._forcing.mount
+        if len(changes) == 1 and not isinstance(changes[0], SingularChange):
+            with mount(changes[0]):
+                yield Mounted(names)
+        else:
+            with torch.no_grad(), mount.rows(changes, bare=self.svf_form == "factored") as rows:
+                yield Mounted(names, rows)
+
+    def _sample_mounted(
+        self, mounted: Mounted, indices: list[int], requests: Sequence[Request], sampling: Sampling, stopped: Any
     ) -> list[tuple[int, tuple[Completion, ...]]]:
         todo: list[tuple[int, Prompted]] = []
         done: list[tuple[int, tuple[Completion, ...]]] = []
@@ -111,13 +143,16 @@ class LocalPolicy:
             # Exemplars from memory are one item's own: kept as a prefix they would be read alone, and never again.
             prefix = () if told.recalled and told.exemplars else self.shared_prefix(told)
             shared = len(prefix) if tokens[: len(prefix)] == prefix and len(tokens) > len(prefix) else 0
-            todo.append((index, Prompted(tokens, shared, request.seeds)))
+            todo.append((index, Prompted(tokens, shared, request.seeds, mounted.names.index(_name(told.delta)))))
         if not todo:
             return done
         if self.shared:
-            drafts = self._engine.generate(weights, [s for _, s in todo], sampling, stopped)
+            drafts = self._engine.generate(mounted, [s for _, s in todo], sampling, stopped)
         else:
-            drafts = [[self._plain(s.tokens, seed, sampling, stopped) for seed in s.seeds] for _, s in todo]
+            drafts = []
+            for _, s in todo:
+                mounted.assign(s.change)
+                drafts.append([self._plain(s.tokens, seed, sampling, stopped) for seed in s.seeds])
         for (index, sequence), row in zip(todo, drafts, strict=True):
             done.append((index, tuple(self._completion(d, len(sequence.tokens), sampling.stop) for d in row)))
         return done
@@ -190,7 +225,7 @@ class LocalPolicy:
 
     # ------------------------------------------------------------------------------------------------------ weights
 
-    def _payload(self, delta: Delta | None) -> LowRank | FullChange | None:
+    def _payload(self, delta: Delta | None) -> Change | None:
         if delta is None:
             return None
         if delta.base != self.base_hash:
@@ -198,9 +233,10 @@ class LocalPolicy:
                 f"the delta {delta.id[:12]} was trained on base weights {delta.base[:12]}, but this model is "
                 f"{self.base_hash[:12]}; a delta means nothing on other weights"
             )
-        if not isinstance(delta.payload, (LowRank, FullChange)):
+        if not isinstance(delta.payload, CHANGES):
             raise UnsupportedError(
-                f"this policy cannot apply a delta of kind '{delta.kind}'; it applies 'lora' and 'full'"
+                f"this policy cannot apply a delta of kind '{delta.kind}' with a payload of the type "
+                f"{type(delta.payload).__name__}; it applies 'lora', 'svf' and 'full'"
             )
         return delta.payload
 
@@ -219,6 +255,11 @@ class LocalPolicy:
             for name, module in self._linears.items()
             if name.rsplit(".", 1)[-1] in patterns
         }
+
+    def singular_factors(self, patterns: Sequence[str], factoring: Factoring) -> tuple[str, dict[str, Factors]]:
+        """See :class:`~twoclock.contracts.Factorable`."""
+        names = list(self.linear_shapes(patterns))
+        return self.spectra.identity(names, factoring), self.spectra.factors(names, factoring)
 
     def parameter_shapes(self, patterns: Sequence[str]) -> dict[str, tuple[int, ...]]:
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
@@ -377,6 +418,10 @@ def open_local(
     threads: int | None = None,
     max_rows: int = 64,
     packed_tokens: int = 2048,
+def _name(delta: Delta | None) -> str:
+    return delta.id if delta else ""
+
+
     progress: Callable[[str], None] | None = None,
 ) -> LocalPolicy:
     """A policy from a model source; see :func:`twoclock.models.sources.load_model` for what a source is."""
@@ -395,3 +440,4 @@ def open_local(
     )
     policy.notes[:0] = loaded.notes
     return policy
+        progress=progress,

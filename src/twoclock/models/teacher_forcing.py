@@ -19,6 +19,7 @@ from twoclock.models.plain import plain_logits
 from twoclock.models.shared_attention import head_module, hidden_states, text_config
 from twoclock.models.spare import sparing
 from twoclock.models.views import TreeView
+from twoclock.models.svd import Spectra
 from twoclock.nn.full import FullChange
 from twoclock.nn.lowrank import mounted_apart
 from twoclock.nn.vocabulary import CHUNK, Head, chosen_logprobs, chosen_logprobs_reference
@@ -58,13 +59,14 @@ def model_head(model: Any) -> Head:
 class TeacherForcing:
     """Scores completions under whatever is mounted in the model. ``packed_tokens`` bounds the tokens of one pass."""
 
-    def __init__(self, model: Any, linears: Mapping[str, torch.nn.Module], packed_tokens: int) -> None:
+    def __init__(
+        self, model: Any, linears: Mapping[str, torch.nn.Module], packed_tokens: int, spectra: Spectra | None = None
+    ) -> None:
         self.model = model
         self.linears = linears
         self.packed_tokens = packed_tokens
         self.shared = True
-        self.mount = Mounting(model, linears)
-        self._head_name = next((n for n, m in linears.items() if m is model.get_output_embeddings()), "")
+        self.mount = Mounting(model, linears, spectra)
 
     def stats(self, prompts: Sequence[Sequence[int]], completions: Completions, temperature: float) -> list[Stats]:
         """One record a prompt. Greedy answers (temperature 0) have the log-probabilities of temperature 1, as where
@@ -156,7 +158,7 @@ class TeacherForcing:
         """For each part of the prompts, a function a side from a slice of the part's completion tokens to logits."""
         wrapped = [[c] for c in completions]
         longest = max((s.prompts for s in sides), key=lambda prompts: sum(map(len, prompts)))
-        apart = self.shared and all(self._mounts_apart(side.delta) for side in sides)
+        apart = self.shared and all(self.mount.has_rows(side.delta) for side in sides)
         for part in self.chunks(longest, wrapped, sides=len(sides) if apart else 1):
             some = [wrapped[i] for i in part]
             if not any(len(c) for (c,) in some):
@@ -166,19 +168,10 @@ class TeacherForcing:
             else:
                 yield part, [self._alone(side, part, some) for side in sides]
 
-    def _mounts_apart(self, change: Change | None) -> bool:
-        """Whether the change can be put on some tokens of a pass alone."""
-        return not isinstance(change, FullChange) and (change is None or self._head_name not in change.tensors)
-
     def _one_pass(self, sides: Sequence[Side], part: list[int], completions: Completions) -> list[Logits]:
         trees = [pack([side.prompts[i] for i in part], completions) for side in sides]
         packed, places = side_by_side(trees)
-        changes = [
-            (at, side.delta)
-            for at, side in zip(places, sides, strict=True)
-            if not isinstance(side.delta, FullChange)  # none is, here: this is for the type checker
-        ]
-        with mounted_apart(self.linears, changes):
+        with self.mount.apart([(at, side.delta) for at, side in zip(places, sides, strict=True)]):
             wanted, rows = _rows(packed)
             hidden = self._hidden(packed, wanted)
         head = model_head(self.model)
