@@ -285,6 +285,29 @@ class LocalPolicy:
         with self._mount(conditioning.delta) if change is None else self._forcing.mount(change):
             return self._forcing.stats([self.render(p, conditioning) for p in prompts], completions, temperature)
 
+    def reverse_kl(
+        self,
+        prompts: Sequence[str],
+        conditioning: Conditioning,
+        completions: Sequence[Sequence[Sequence[int]]],
+        teachers: Sequence[Conditioning],
+        *,
+        temperature: float,
+        change: Any = None,
+    ) -> list[torch.Tensor]:
+        own = self._payload(conditioning.delta) if change is None else change
+        by_delta: dict[str, list[int]] = {}
+        for i, teacher in enumerate(teachers):
+            by_delta.setdefault(teacher.delta.id if teacher.delta else "", []).append(i)
+        results: dict[int, torch.Tensor] = {}
+        for some in by_delta.values():
+            student = Side([self.render(prompts[i], conditioning) for i in some], own)
+            taught = [self.render(prompts[i], teachers[i]) for i in some]
+            other = Side(taught, self._payload(teachers[some[0]].delta))
+            found = self._forcing.reverse_kl(student, other, [completions[i] for i in some], temperature)
+            results.update(zip(some, found, strict=True))
+        return [results[i] for i in range(len(prompts))]
+
     def chunks(
         self, prompts: Sequence[str], conditioning: Conditioning, completions: Sequence[Sequence[Sequence[int]]]
     ) -> list[list[int]]:

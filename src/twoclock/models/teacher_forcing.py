@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from twoclock.models.views import TreeView
 from twoclock.models.svd import Spectra
 from twoclock.nn.full import FullChange
 from twoclock.nn.lowrank import mounted_apart
+from twoclock.nn.reverse_kl import reverse_kl, reverse_kl_reference
 from twoclock.nn.vocabulary import CHUNK, Head, chosen_logprobs, chosen_logprobs_reference
 
 __all__ = ["Side", "Stats", "TeacherForcing", "model_head"]
@@ -116,6 +118,46 @@ class TeacherForcing:
                     logits = plain_logits(self.model, [*prompt, *answer])
                     pieces.append(logits[len(prompt) - 1 : len(prompt) + len(answer) - 1].float())
         return torch.cat(pieces)
+
+    # ------------------------------------------------------------------------------------------ learning from a side
+
+    def reverse_kl(
+        self, student: Side, teacher: Side, completions: Completions, temperature: float
+    ) -> list[torch.Tensor]:
+        """For each prompt [N, T]: KL(student‖teacher) in nats before each token of its completions, exact over the
+        vocabulary; 0 beyond the end. Gradients flow into the student's change."""
+        temperature = temperature or 1.0
+        results: list[torch.Tensor] = []
+        for part in self.chunks(student.prompts, completions):
+            answers = [completions[i] for i in part]
+            with torch.no_grad(), self.mount(teacher.delta):
+                taught, head = self._predicting([teacher.prompts[i] for i in part], answers)
+            target = _sliced(head, taught) if head else partial(torch.Tensor.__getitem__, taught)
+            with self.mount(student.delta):
+                own, head = self._predicting([student.prompts[i] for i in part], answers)
+            if head:
+                values = reverse_kl(own, head, target, temperature)
+            else:
+                values = reverse_kl_reference(own, target(slice(None)), temperature)
+            results.extend(stat.logprobs for stat in _split(values, values.detach(), answers))
+        return results
+
+    def _predicting(
+        self, prompts: Sequence[Sequence[int]], completions: Completions
+    ) -> tuple[torch.Tensor, Head | None]:
+        """What each completion token is predicted from: hidden states [N, H] and the head; where the head itself is
+        changed or the model cannot be led, the logits [N, V] and None."""
+        if not self.shared:
+            return self._plain_logits(prompts, completions), None
+        module: Any = head_module(self.model)
+        changed = module._forward_hooks or any(p.requires_grad for p in module.parameters())
+        pieces = []
+        for part in self.chunks(prompts, completions):
+            packed = pack([prompts[i] for i in part], [completions[i] for i in part])
+            wanted, rows = _rows(packed)
+            hidden = self._hidden(packed, wanted)[rows.to(self.model.device)]
+            pieces.append(model_head(self.model).bent(module(hidden)) if changed else hidden)
+        return torch.cat(pieces), None if changed else model_head(self.model)
 
     # ------------------------------------------------------------------------------------------ several sides at once
 

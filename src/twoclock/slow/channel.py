@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, Self, TypeVar
 
-from twoclock.contracts import Trainable, Workbench
+from twoclock.contracts import Trainable, WholeVocabulary, Workbench
 from twoclock.errors import ConfigError, NumericsError, UnsupportedError
 from twoclock.nn.objective_table import OBJECTIVES, Objective
 from twoclock.seeding import child_seed
 from twoclock.slow.config import TrainingConfig
 from twoclock.slow.credit import Credited, between_prompts, credit_distilled, credit_rewards, scored_under
 from twoclock.slow.training import Training
-from twoclock.types import Budget, Conditioning, Declined, Evidence, PolicyCard, Proposal, Timescale, Write
+from twoclock.types import Budget, Conditioning, Declined, Evidence, Item, PolicyCard, Proposal, Timescale, Write
 
 __all__ = ["SlowChannel"]
 
@@ -34,6 +36,7 @@ class SlowChannel(ABC, Generic[StateT]):
     def __init__(self, config: TrainingConfig, name: str) -> None:
         self.name = name
         self._training = config
+        self._teacher: Callable[[Item], Conditioning] | None = None
 
     @property
     def on_policy_only(self) -> bool:
@@ -85,6 +88,9 @@ class SlowChannel(ABC, Generic[StateT]):
         if not rows:
             return Declined(channel=self.name, reason=self._no_gradient(evidence), metrics=share)
         training = Training(self._training, self._objective, model, evidence, before, kl_coef)
+        if self._is_exact(model):
+            weights = self.condition(before, evidence.task)
+            training.teacher = self._teacher or partial(_prompted, bench.others, weights)
         rows.sort(key=lambda row: child_seed("lora-order", seed, row[0].item.id))
         rows = training.affordable(rows, budget.tokens)
         if not rows:
@@ -104,7 +110,8 @@ class SlowChannel(ABC, Generic[StateT]):
         kept = "a gradient" if self._training.objective == "distill" else "reward variance"
         text = (
             f"step {training.state.step}: {taught} of {len(evidence.groups)} groups with a gradient, "
-            f"gradient norm {metrics['grad_norm']:.3g}, entropy {metrics['entropy']:.3g} nats"
+            f"gradient norm {metrics['grad_norm']:.3g}, "
+            + (f"entropy {metrics['entropy']:.3g} nats" if "entropy" in metrics else f"loss {metrics['loss']:.3g} nats")
         )
         return Proposal(
             channel=self.name,
@@ -114,6 +121,48 @@ class SlowChannel(ABC, Generic[StateT]):
             writes=(Write(text=text, kind="step"),),
             metrics=metrics,
         )
+
+    # -------------------------------------------------------------------------------------------------- distillation
+
+    def distilling(self, teacher: Callable[[Item], Conditioning], *, learning_rate: float | None = None) -> Self:
+        """See :class:`twoclock.contracts.Distilling`. The KL of each place is exact where the policy can."""
+        config = replace(
+            self._training,
+            objective="distill",
+            distill_over="vocabulary",
+            kl="none",
+            kl_coef=0.0,
+            kl_target=None,
+            clip_low=None,
+            clip_high=None,
+            overlong="keep",
+            steps_per_round=1,
+            learning_rate=learning_rate or self._training.learning_rate,
+        )
+        channel = type(self)(config, name=self.name)
+        channel._teacher = teacher
+        return channel
+
+    def rested(self, state: StateT) -> StateT:
+        """See :class:`twoclock.contracts.Distilling`. The step is at most 1: Adam corrects its young moments by it, and
+        0 would be the base."""
+        old: Any = state
+        moments = {name: tuple(t * 0.0 for t in pair) for name, pair in old.moments.items()}
+        rested: StateT = replace(old, step=min(old.step, 1), moments=moments)
+        return rested
+
+    def resumed(self, before: StateT, after: StateT) -> StateT:
+        """See :class:`twoclock.contracts.Distilling`."""
+        old: Any = before
+        new: Any = after
+        rested: Any = self.rested(new)
+        moments = old.moments or rested.moments
+        resumed: StateT = replace(new, moments=moments, step=old.step + 1, kl_coef=old.kl_coef)
+        return resumed
+
+    def _is_exact(self, model: Trainable) -> bool:
+        wanted = self._training.objective == "distill" and self._training.distill_over == "vocabulary"
+        return wanted and isinstance(model, WholeVocabulary)
 
     # ----------------------------------------------------------------------------------------------------- its parts
 
@@ -133,7 +182,8 @@ class SlowChannel(ABC, Generic[StateT]):
         weights = self.condition(state, evidence.task)
         score = scored_under(model, evidence, weights)
         if self._training.objective == "distill":
-            return credit_distilled(self._training, evidence, replace(bench.others, delta=None), score), {}
+            teacher = self._teacher or replace(bench.others, delta=None)
+            return credit_distilled(self._training, evidence, teacher, score, exact=self._is_exact(model)), {}
         kl_of: dict[int, float] | None = None
         metrics: dict[str, float] = {}
         if self._training.kl == "k1_reward":
@@ -185,6 +235,10 @@ class SlowChannel(ABC, Generic[StateT]):
         first = self._training.kl_coef or FIRST_KL_COEF
         steered = now * 2 if kl > 1.5 * target else now / 2 if kl < target / 1.5 else now
         return min(max(steered, first / LEAST_SHARE), first * MOST_TIMES)
+
+
+def _prompted(told: Conditioning, weights: Conditioning, item: Item) -> Conditioning:
+    return replace(told.for_item(item), delta=weights.delta)
 
 
 def same_base(name: str, trained_on: str, model: Trainable) -> None:

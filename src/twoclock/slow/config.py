@@ -47,6 +47,9 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     steps_per_round: int = 1
     """Optimizer steps a round, each on its share of the groups."""
+    distill_over: Literal["tokens", "vocabulary"] = "tokens"
+    """For ``distill``: the KL from the log-probabilities of the sampled tokens, or exact over the vocabulary at each
+    place where the policy can: the same gradient in the mean, without the noise of which token was drawn."""
 
     def __post_init__(self) -> None:
         problems = self._problems()
@@ -74,6 +77,7 @@ class TrainingConfig:
             ("grouping", ("item", "prompt")),
             ("kl", KL_FORMS),
             ("overlong", ("keep", "mask", "soft")),
+            ("distill_over", ("tokens", "vocabulary")),
         ):
             if getattr(self, name) not in known:
                 problems.append(unknown_name(name, getattr(self, name), known))

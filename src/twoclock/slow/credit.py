@@ -18,10 +18,13 @@ from twoclock.nn.objective_table import Objective
 from twoclock.slow.config import TrainingConfig
 from twoclock.types import Conditioning, Evidence, Group, Item, Rollout
 
-__all__ = ["Credited", "between_prompts", "credit_distilled", "credit_rewards", "scored_under"]
+__all__ = ["Credited", "Teacher", "between_prompts", "credit_distilled", "credit_rewards", "scored_under"]
 
 Way = Callable[[Conditioning, Item], Conditioning]
 """(a rollout's own conditioning, its item) → what it is to be scored under."""
+
+Teacher = Conditioning | Callable[[Item], Conditioning]
+"""A conditioning under the weights of the rollout, or what says by item the whole conditioning, weights and all."""
 
 Scorer = Callable[[Sequence[tuple[Group, Rollout]], Sequence[Way]], list[list[list[float]]]]
 """For each way to condition, for each rollout, the log-probability of each of its tokens."""
@@ -104,24 +107,28 @@ def _units(config: TrainingConfig, group: Group, evidence: Evidence) -> list[lis
 
 
 def credit_distilled(
-    config: TrainingConfig, evidence: Evidence, teacher: Conditioning, score: Scorer
+    config: TrainingConfig, evidence: Evidence, teacher: Teacher, score: Scorer, *, exact: bool = False
 ) -> list[list[Credited]]:
     """Reverse KL from the policy under the teacher's prompt, at the tokens that were sampled without it:
     A_t = log π(y_t | teacher, x, y_<t) − log π(y_t | own, x, y_<t), both under the weights before the step.
 
     On-policy, −A_t ∇log π is an unbiased estimate of the gradient of each position's KL(π‖π_teacher); what a token does
     to the KL of later positions is left out, as is usual in on-policy distillation. A rollout that was sampled under
-    the teacher's own prompt has nothing to learn: exact zeros.
+    the teacher itself has nothing to learn: exact zeros. ``exact``: the training takes the KL of each place over the
+    whole vocabulary, and all that is said here is who learns: advantages of 1.
     """
     pairs = [(g, r) for g in evidence.groups for r in g.rollouts if r.completion.tokens and not _left_out(config, r)]
 
     def taught(own: Conditioning, item: Item) -> Conditioning:
-        return replace(teacher.for_item(item), delta=own.delta)
+        return teacher(item) if callable(teacher) else replace(teacher.for_item(item), delta=own.delta)
 
     def told(rollout: Rollout) -> Conditioning:
         return evidence.conditionings[rollout.conditioning_id]
 
-    pairs = [(g, r) for g, r in pairs if told(r).text_id != taught(told(r), g.item).text_id]
+    pairs = [(g, r) for g, r in pairs if told(r).id != taught(told(r), g.item).id]
+    if exact:
+        learners = {id(r) for _, r in pairs}
+        return [[Credited(r, float(id(r) in learners)) for r in group.rollouts] for group in evidence.groups]
     student, prompted = score(pairs, [lambda own, _: own, taught]) if pairs else ([], [])
     by_id = {
         id(r): tuple(t - s for s, t in zip(one, other, strict=True))

@@ -8,19 +8,19 @@ off) is reported, not optimised. A rollout that an earlier round's search made h
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 
-from twoclock.contracts import SequenceStats, Trainable
+from twoclock.contracts import SequenceStats, Trainable, WholeVocabulary
 from twoclock.nn.kl import kl_loss
 from twoclock.nn.objective_table import Objective
 from twoclock.nn.objectives import denominator, policy_loss
 from twoclock.slow.config import TrainingConfig
 from twoclock.slow.credit import Credited
-from twoclock.types import Conditioning, Cost, Evidence, Group
+from twoclock.types import Conditioning, Cost, Evidence, Group, Item
 
 __all__ = ["Moments", "Moving", "Training", "adamw"]
 
@@ -83,6 +83,8 @@ class Training:
         self.state: Any = state
         self.kl_coef = kl_coef
         self.cost = Cost()
+        self.teacher: Callable[[Item], Conditioning] | None = None
+        """Whom the KL is taken to over the whole vocabulary, in the place of the objective."""
         self._start: Moving = state
         self._seen: list[dict[str, float]] = []
         # Every rollout of the round counts, those of dead groups too: with few live groups a step is small, not a leap
@@ -115,7 +117,8 @@ class Training:
         leaves = {name: t.clone().requires_grad_() for name, t in self.state.moving.items()}
         sums = _Sums()
         for text, part in self._batches(rows):
-            loss = self._loss(text, part, self.state.payload(leaves), sums)
+            make = self._loss if self.teacher is None else self._divergence
+            loss = make(text, part, self.state.payload(leaves), sums)
             numbers = {"loss": float(loss.detach()), "entropy": sums.entropy, "sampler_mismatch": sums.mismatch}
             wrong = [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]
             if wrong:
@@ -127,6 +130,9 @@ class Training:
             return f"the gradient norm is {norm}; the step was refused and the state kept"
         self.state = self.state.stepped(*adamw(self.config, leaves, self.state.moving_moments, self.state.step))
         self.cost += Cost(optimizer_steps=1)
+        if self.teacher is not None:
+            self._seen.append({"loss": sums.loss, "grad_norm": norm, "kl_base": 0.0})
+            return None
         self._seen.append(
             {
                 "loss": sums.loss,
@@ -213,6 +219,21 @@ class Training:
         read = sum(self.model.prompt_tokens(p, text) for p in prompts)
         self.cost += Cost(trained_tokens=read + sum(len(a) for row in answers for a in row))
         return loss
+
+    def _divergence(self, text: Conditioning, rows: list[Row], change: Any, sums: _Sums) -> torch.Tensor:
+        """The sum over these rows of KL(policy‖teacher) at each place."""
+        model = self.model
+        assert isinstance(model, WholeVocabulary)
+        assert self.teacher is not None
+        prompts = [g.item.prompt for g, _ in rows]
+        answers = [[c.rollout.completion.tokens for c in credited] for _, credited in rows]
+        taught = [self.teacher(g.item) for g, _ in rows]
+        temperature = self.evidence.sampling.temperature
+        found = model.reverse_kl(prompts, text, answers, taught, temperature=temperature, change=change)
+        told = [(p, c) for p, teacher in zip(prompts, taught, strict=True) for c in (text, teacher)]
+        read = sum(model.prompt_tokens(p, c) for p, c in told)
+        self.cost += Cost(trained_tokens=read + sum(len(a) for row in answers for a in row))
+        return torch.stack([part.sum() for part in found]).sum()
 
     def _kl_scale(self) -> float:
         """The KL is a mean over rollouts of means over tokens, whatever the objective's own sum is divided by."""
