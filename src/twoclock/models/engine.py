@@ -26,7 +26,7 @@ from twoclock.nn.rowwise import Rows
 from twoclock.nn.sampling import sample_tokens, uniforms
 from twoclock.types import Sampling
 
-__all__ = ["Draft", "Engine", "Mounted", "Prompted"]
+__all__ = ["STEM_TOKENS", "Draft", "Engine", "Mounted", "Prompted", "shared_prefixes"]
 
 Finish = Callable[[list[int]], bool]
 
@@ -298,7 +298,7 @@ class _Decoding:
         """One pass over what each prompt adds to its prefix, and the logits [n, V] after its last token."""
         prefixes = [self.engine.prefix(self.mounted, p.tokens[: p.prefix], p.change) for p in prompts]
         own = [len(p.tokens) - p.prefix for p in prompts]
-        view = PrefillView(own, [p.prefix for p in prompts], _shared(prefixes), self.device)
+        view = PrefillView(own, [p.prefix for p in prompts], shared_prefixes(prefixes), self.device)
         self.mounted.assign([p.change for p, count in zip(prompts, own, strict=True) for _ in range(count)])
         return view, self.engine.read([t for p in prompts for t in p.tokens[p.prefix :]], view)
 
@@ -328,10 +328,10 @@ def _mounted(weights: str | Mounted) -> Mounted:
 
 
 def _levels(rows: Sequence[_Row]) -> list[list[Shared]]:
-    return [_shared([row.prefix for row in rows]), _shared([row.stem for row in rows])]
+    return [shared_prefixes([row.prefix for row in rows]), shared_prefixes([row.stem for row in rows])]
 
 
-def _shared(prefixes: Sequence[PrefixKV | None]) -> list[Shared]:
+def shared_prefixes(prefixes: Sequence[PrefixKV | None]) -> list[Shared]:
     """Which rows stand behind the same prefix: a slice where they stand side by side, which costs no copy."""
     members: dict[int, list[int]] = {}
     for row, prefix in enumerate(prefixes):
