@@ -20,8 +20,12 @@ from twoclock.measure.evaluations import (
     task_retention,
     task_tables,
 )
+from twoclock.measure.evidence_bound import DIFFERENCES, REWARDS, Bets
+from twoclock.measure.generality import Generality, fit_generality
+from twoclock.measure.headroom import Headroom, find_headroom
 from twoclock.measure.intervals import Interval, bootstrap_interval, clopper_pearson, mean_interval, wilson
 from twoclock.measure.item_forgetting import ItemForgetting, forgotten_items, guessing_ceiling, guessing_floor
+from twoclock.measure.lessons import LessonRecord, Outcomes
 from twoclock.measure.limits import LimitCheck, check_limit
 from twoclock.measure.matched import MatchedDrift, drift_at, matched_drift
 from twoclock.measure.pairs import (
@@ -32,6 +36,7 @@ from twoclock.measure.pairs import (
     paired_difference,
     paired_permutation_p,
 )
+from twoclock.measure.persistence import Persistence, PersistencePrior, StepEffect, log_evidence
 from twoclock.measure.plasticity import Plasticity, plasticity_ratio
 from twoclock.measure.power import (
     ItemsNeeded,
@@ -50,6 +55,7 @@ from twoclock.measure.retention import (
     summarise_retention,
     worst_case_interval,
 )
+from twoclock.measure.reward_table import RewardTable
 from twoclock.measure.sampling import chance_at_k, pass_at_k, pass_at_k_interval, pass_power_k
 from twoclock.measure.stream_metrics import (
     METRICS,
@@ -64,6 +70,8 @@ from twoclock.measure.stream_metrics import (
     intransigence,
     worst_case,
 )
+from twoclock.measure.trial_value import NormalPosterior, TrialValue, best_trial, posterior_gain, value_of_trial
+from twoclock.measure.variance import RewardComponents, by_task, conditioning_p, decompose_rewards
 
 __all__ = [
     "Interval",
@@ -161,4 +169,27 @@ __all__ = [
     "score_matrix",
     "task_retention",
     "task_tables",
+    "RewardTable",
+    "RewardComponents",
+    "decompose_rewards",
+    "by_task",
+    "conditioning_p",
+    "Headroom",
+    "find_headroom",
+    "LessonRecord",
+    "Outcomes",
+    "Persistence",
+    "PersistencePrior",
+    "StepEffect",
+    "log_evidence",
+    "Generality",
+    "fit_generality",
+    "Bets",
+    "DIFFERENCES",
+    "REWARDS",
+    "NormalPosterior",
+    "TrialValue",
+    "posterior_gain",
+    "value_of_trial",
+    "best_trial",
 ]

@@ -38,7 +38,7 @@ from twoclock.measure.intervals import (
 from twoclock.measure.reward_table import RewardTable
 from twoclock.seeding import child_seed
 
-__all__ = ["Headroom", "headroom"]
+__all__ = ["Headroom", "find_headroom"]
 
 Array = npt.NDArray[np.float64]
 
@@ -72,7 +72,7 @@ class Headroom:
     """G."""
 
 
-def headroom(
+def find_headroom(
     table: RewardTable,
     deployed: str,
     *,
