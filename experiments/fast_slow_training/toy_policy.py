@@ -19,7 +19,7 @@ from twoclock.nn.sampling import sample_tokens, uniforms
 from twoclock.seeding import child_rng, child_seed
 from twoclock.types import Completion, Conditioning, Delta, PolicyCard, Request, Sampling
 
-__all__ = ["ToyPolicy", "ToyStats"]
+__all__ = ["ToyPolicy", "ToyStats", "base_weights"]
 
 LENGTH = 2
 """Tokens of a whole completion."""
@@ -56,7 +56,7 @@ class ToyPolicy:
 
     def __init__(self, world: World, weights: Mapping[str, torch.Tensor] | None = None) -> None:
         self.world = world
-        own = dict(weights or _base_weights(world))
+        own = dict(weights or base_weights(world))
         self.model = _Tables(own["formats.weight"], own["answers.weight"]).requires_grad_(False)
         self._linears = {n: m for n, m in self.model.named_modules() if isinstance(m, torch.nn.Linear)}
         self._mounting = Mounting(self.model, self._linears)
@@ -236,7 +236,8 @@ class ToyPolicy:
         return float((formats[:, self.world.right_format(task)] * right).mean())
 
 
-def _base_weights(world: World) -> dict[str, torch.Tensor]:
+def base_weights(world: World) -> dict[str, torch.Tensor]:
+    """The two tables of logits that a world's model begins with."""
     generator = torch.Generator().manual_seed(child_seed("toy-base", world.seed))
     formats = torch.randn(NUM_FORMATS, NUM_INPUTS, generator=generator) * world.noise
     answers = torch.randn(NUM_ANSWERS, NUM_INPUTS, generator=generator) * world.noise

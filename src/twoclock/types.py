@@ -422,6 +422,9 @@ class Budget:
     tokens: int | None = None
     drift: float | None = None
     """KL to the base in nats a token on the drift prompts; what a slow gate holds a proposal to."""
+    alpha: float | None = None
+    """The chance at which a trial may accept a change without effect; None: the gate's own. An allocator that lets a
+    channel try again and again divides one chance among the trials."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -541,7 +544,8 @@ class LedgerEntry:
     round: int
     channel: str
     timescale: str
-    action: Literal["init", "commit", "reject", "decline", "rollback", "wait"]
+    action: Literal["init", "commit", "reject", "decline", "rollback", "wait", "consolidate", "refuse"]
+    """``consolidate`` and ``refuse`` stand between rounds: lessons that moved to the weights, and a try that failed."""
     before: str
     """Blob hash of the channel's state before; empty for ``init``."""
     after: str
@@ -562,9 +566,11 @@ class LedgerEntry:
 
     @property
     def is_by_hand(self) -> bool:
-        """Whether this is a rollback between rounds. One inside a round is the evidence's: that round's numbers are
-        those of the state it went back to."""
-        return self.action == "rollback" and not self.cause.startswith(TAKEN_BACK)
+        """Whether this is a change of state between rounds: a rollback by hand, or a consolidation. A rollback inside a
+        round is the evidence's: that round's numbers are those of the state it went back to."""
+        return self.action == "consolidate" or (
+            self.action == "rollback" and not self.cause.startswith(TAKEN_BACK)
+        )
 
 
 TAKEN_BACK = "taken back"

@@ -160,6 +160,11 @@ class Watcher:
             return self.settings.slow
         return self.settings.fast and isinstance(channel, Population) and not isinstance(channel, Remembering)
 
+    @property
+    def open(self) -> Mapping[tuple[str, str], Watch]:
+        """The watches that are under way, by channel and task (``*`` for weights)."""
+        return dict(self._watches())
+
     def anchors(self, task: str) -> dict[str, Conditioning]:
         """By fast channel, what it said on the task before the writes that are being watched."""
         if not self.settings.fast:

@@ -55,7 +55,9 @@ def test_plans_are_pure_and_name_what_there_is(name: str, only: Timescale | None
         assert [clocks[c] for c in order] == sorted((clocks[c] for c in order), key=lambda c: c is Timescale.SLOW)
         for assignment in plan.assignments:
             slow = clocks[assignment.channel] is Timescale.SLOW
-            assert assignment.budget == (Budget(rollouts=7, drift=0.25) if slow else Budget(rollouts=50))
+            assert replace(assignment.budget, alpha=None) == (
+                Budget(rollouts=7, drift=0.25) if slow else Budget(rollouts=50)
+            )
             assert assignment.reason
 
 

@@ -38,6 +38,8 @@ class Searches:
     """The sum of the gains that trials measured of those."""
     barren: int = 0
     """How many in a row, up to now, changed nothing."""
+    lost: int = 0
+    """Trials in a row that were lost, up to now: each was a chance to be taken in by luck."""
     since: int | None = None
     """Rounds since the last one; None where there was none."""
     cost: float = 0.0
@@ -156,7 +158,7 @@ def _regime(
 
 
 def _searches(name: str, rows: Sequence[Mapping[str, Any]]) -> Searches:
-    asked = changed = barren = 0
+    asked = changed = barren = lost = 0
     gain = cost = 0.0
     rolled = 0
     since = None
@@ -170,11 +172,13 @@ def _searches(name: str, rows: Sequence[Mapping[str, Any]]) -> Searches:
         cost += outcome.get("tokens", 0)
         rolled += outcome.get("rollouts", 0)
         if outcome.get("action") == "commit" and _changes(metrics):
-            changed, barren, gain = changed + 1, 0, gain + max(0.0, metrics.get("trial_gain", 0.0))
+            changed, barren, lost, gain = changed + 1, 0, 0, gain + max(0.0, metrics.get("trial_gain", 0.0))
         else:
-            barren += 1
+            barren, lost = barren + 1, lost + ("trial_p" in metrics)
     free = asked > 0 and rolled == 0 and any(row.get("outcomes", {}).get(name) for row in rows)
-    return Searches(asked=asked, changed=changed, gain=gain, barren=barren, since=since, cost=cost, free=free)
+    return Searches(
+        asked=asked, changed=changed, gain=gain, barren=barren, lost=lost, since=since, cost=cost, free=free
+    )
 
 
 def _changes(metrics: Mapping[str, float]) -> bool:

@@ -12,13 +12,15 @@ What it holds (:mod:`~twoclock.allocate.beliefs` has the numbers):
   (``room_slow``), as a policy gradient has nothing to compare elsewhere; and for as long as a gain is still likely:
   the slope of the reward in its steps has a posterior, and where the best that it credibly brings within ``horizon``
   steps is below ``worth``, the weights are left alone, to be tried again after as long a pause.
-- *What nobody can learn is not paid for.* Both rules end in pauses that double.
+- *What nobody can learn is not paid for.* Both rules end in pauses that double, and the trials of a regime share one
+  chance of being taken in by luck.
 
 Fast channels that roll nothing out (memories) cost nothing to ask: they are asked in every round.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +50,8 @@ class EvidenceConfig(BudgetConfig):
     """Standard errors by which the reward must fall for a new regime to begin."""
     steps: int = 12
     """Slow steps of a regime before its slope may end them."""
+    alpha: float = 0.05
+    """The chance that in a regime in which nothing has an effect any trial accepts a change."""
     credible: float = 1.645
     """Standard deviations of the slope's posterior that are given to the slow clock as the benefit of the doubt."""
 
@@ -63,6 +67,8 @@ class EvidenceConfig(BudgetConfig):
             for name in ("worth", "fall", "credible")
             if not getattr(self, name) > 0
         ]
+        if not 0 < self.alpha < 1:
+            problems.append(f"alpha = {self.alpha}: expected a chance between 0 and 1, such as 0.05")
         return problems
 
 
@@ -80,7 +86,17 @@ class EvidenceAllocator:
             decide = self._fast if clock is Timescale.FAST else self._slow
             ask, reason = decide(name, beliefs, channels)
             (asked if ask else passed).append((name, reason))
-        return Plan(assignments=assign(self.config, channels, asked), passed=tuple(sorted(passed)))
+        alphas = {
+            name: self._alpha(beliefs.searches.get(name, Searches()).lost)
+            for name, clock in channels.items()
+            if clock is Timescale.FAST
+        }
+        return Plan(assignments=assign(self.config, channels, asked, alphas), passed=tuple(sorted(passed)))
+
+    def _alpha(self, lost: int) -> float:
+        """The chance that the next trial is held to: ``alpha`` divided so that the shares of all trials that could
+        follow add up to it, Σ 6 / (π k)² = 1. A won trial begins anew, as a discovery pays for further ones."""
+        return self.config.alpha * 6 / (math.pi * (1 + lost)) ** 2
 
     # -------------------------------------------------------------------------------------------------- the two clocks
 

@@ -60,7 +60,7 @@ class PairedTrialGate:
 
     A proposal that speaks to the model as the live state does (a change of the pool alone) passes without a trial. A
     proposal for several tasks is tried on the task at hand. Costs ``2 * trial_items * samples`` rollouts, fewer items
-    where the bench has less left.
+    where the bench has less left. A budget's own ``alpha`` stands in the place of the gate's.
     """
 
     trial_items: int = 48
@@ -81,18 +81,17 @@ class PairedTrialGate:
 
         if problem := _bad_numbers(proposal):
             return Verdict(accepted=False, reason=problem)
+        alpha = self.alpha if budget.alpha is None else budget.alpha
         now, then = channel.condition(live, evidence.task), channel.condition(proposal.state, evidence.task)
         if now.id == then.id:
             return Verdict(accepted=True, reason="pool only: what is deployed stays as it is")
-        count = self.trial_items
+        least = math.ceil(math.log2(1 / alpha))  # the smallest p of n pairs is 2**-n
+        count = max(self.trial_items, least)
         if bench.rollouts_left is not None:
             count = min(count, bench.rollouts_left // (2 * self.samples))
-        least = math.ceil(math.log2(1 / self.alpha))  # the smallest p of n pairs is 2**-n
         items = bench.items("trial", count, child_seed("gate.items", seed)) if count >= least else ()
         if len(items) < least:
-            reason = (
-                f"no trial: {count if not items else len(items)} items, at least {least} needed at α = {self.alpha:g}"
-            )
+            reason = f"no trial: {count if not items else len(items)} items, at least {least} needed at α = {alpha:g}"
             return Verdict(accepted=False, reason=reason)
         before = bench.spent
         try:
@@ -103,11 +102,11 @@ class PairedTrialGate:
         new = [math.fsum(g.rewards[self.samples :]) / self.samples for g in groups]
         p = paired_permutation_p(new, old, child_seed("gate.test", seed), alternative="greater")
         gain = (math.fsum(new) - math.fsum(old)) / len(groups)
-        accepted = p <= self.alpha and gain > 0
-        sign = "≤" if p <= self.alpha else ">"
+        accepted = p <= alpha and gain > 0
+        sign = "≤" if p <= alpha else ">"
         return Verdict(
             accepted=accepted,
-            reason=f"trial on {len(groups)} fresh items: {gain:+.3f}, p = {p:.3g} {sign} α = {self.alpha:g}",
+            reason=f"trial on {len(groups)} fresh items: {gain:+.3f}, p = {p:.3g} {sign} α = {alpha:g}",
             cost=_since(bench, before),
             metrics={
                 "trial_gain": gain,

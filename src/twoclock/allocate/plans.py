@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from twoclock.errors import ConfigError
 from twoclock.types import Assignment, Budget, Timescale
@@ -43,11 +43,18 @@ class BudgetConfig:
 
 
 def assign(
-    config: BudgetConfig, channels: Mapping[str, Timescale], reasons: Iterable[tuple[str, str]]
+    config: BudgetConfig,
+    channels: Mapping[str, Timescale],
+    reasons: Iterable[tuple[str, str]],
+    alphas: Mapping[str, float] | None = None,
 ) -> tuple[Assignment, ...]:
     """Assignments for (channel, reason) pairs: fast channels first, as a search is to run on the policy as it is before
-    the round's own gradient step; by name within a clock."""
+    the round's own gradient step; by name within a clock. ``alphas`` are the chances that trials of some channels are
+    held to."""
     order = sorted(reasons, key=lambda pair: (channels[pair[0]] is Timescale.SLOW, pair[0]))
     return tuple(
-        Assignment(channel=name, budget=config.budget(channels[name]), reason=reason) for name, reason in order
+        Assignment(
+            channel=name, budget=replace(config.budget(channels[name]), alpha=(alphas or {}).get(name)), reason=reason
+        )
+        for name, reason in order
     )
