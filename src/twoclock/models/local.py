@@ -19,6 +19,7 @@ from twoclock.models.mounting import CHANGES, Change
 from twoclock.models.packing import common_prefix, pack
 from twoclock.models.plain import plain_generate, plain_logits
 from twoclock.models.shared_attention import attention_windows, forward, hidden_states, text_config
+from twoclock.models.steering import Steering
 from twoclock.models.svd import Spectra
 from twoclock.models.teacher_forcing import Side, Stats, TeacherForcing, model_head
 from twoclock.models.views import TreeView
@@ -70,6 +71,8 @@ class LocalPolicy:
         self._render = lru_cache(maxsize=4096)(self._render_uncached)
         self._prefix = lru_cache(maxsize=256)(self._prefix_uncached)
         self.shared = self._forcing.shared = self._check_shared() if check else True
+        self.steering = Steering(self)
+        """What is done with conditionings that shift the logits, and the models that stand beside this one."""
 
     # ------------------------------------------------------------------------------------------------------- policy
 
@@ -87,6 +90,8 @@ class LocalPolicy:
         return self._card.base_hash
 
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[tuple[Completion, ...]]:
+        if any(request.conditioning.shifts for request in requests):
+            return self.steering.sample(requests, sampling)
         results: list[tuple[Completion, ...]] = [()] * len(requests)
         stopped = self._stopper(sampling.stop)
         for deltas, indices in self._batches(requests):
@@ -104,7 +109,7 @@ class LocalPolicy:
             delta = request.conditioning.delta
             by_delta.setdefault(_name(delta), []).append(index)
             deltas[_name(delta)] = delta
-        rows = [key for key, delta in deltas.items() if self._forcing.mount.has_rows(self._payload(delta))]
+        rows = [key for key, delta in deltas.items() if self._has_rows(delta)]
         batches = [([deltas[k] for k in rows], sorted(i for k in rows for i in by_delta[k]))] if rows else []
         return batches + [([deltas[k]], by_delta[k]) for k in by_delta if k not in rows]
 
@@ -139,11 +144,7 @@ class LocalPolicy:
                 )
                 done.append((index, (failed,) * len(request.seeds)))
                 continue
-            told = request.conditioning
-            # Exemplars from memory are one item's own: kept as a prefix they would be read alone, and never again.
-            prefix = () if told.recalled and told.exemplars else self.shared_prefix(told)
-            shared = len(prefix) if tokens[: len(prefix)] == prefix and len(tokens) > len(prefix) else 0
-            todo.append((index, Prompted(tokens, shared, request.seeds, mounted.names.index(_name(told.delta)))))
+            todo.append((index, self._prompted(request, mounted.names.index(_name(request.conditioning.delta)))))
         if not todo:
             return done
         if self.shared:
@@ -156,6 +157,15 @@ class LocalPolicy:
         for (index, sequence), row in zip(todo, drafts, strict=True):
             done.append((index, tuple(self._completion(d, len(sequence.tokens), sampling.stop) for d in row)))
         return done
+
+    def _prompted(self, request: Request, change: int = 0) -> Prompted:
+        """The prompt, and how much of it others begin with too."""
+        told = request.conditioning
+        tokens = self.render(request.prompt, told)
+        # Exemplars from memory are one item's own: kept as a prefix they would be read alone, and never again.
+        prefix = () if told.recalled and told.exemplars else self.shared_prefix(told)
+        shared = len(prefix) if tokens[: len(prefix)] == prefix and len(tokens) > len(prefix) else 0
+        return Prompted(tokens, shared, request.seeds, change)
 
     def _plain(self, tokens: tuple[int, ...], seed: int, sampling: Sampling, stopped: Any) -> Draft:
         out, logprobs = plain_generate(self.model, tokens, seed, sampling, self._ends, stopped)
@@ -242,6 +252,10 @@ class LocalPolicy:
 
     def _mount(self, delta: Delta | None) -> AbstractContextManager[None]:
         return self._forcing.mount(self._payload(delta))
+
+    def _has_rows(self, delta: Delta | None) -> bool:
+        """Whether rows under this change can stand in a batch with others."""
+        return self._forcing.mount.has_rows(self._payload(delta))
 
     def linear_shapes(self, patterns: Sequence[str]) -> dict[str, tuple[int, int]]:
         known = {name.rsplit(".", 1)[-1] for name in self._linears}
@@ -418,6 +432,10 @@ def _check_windows(config: Any, seen: Mapping[int, int], context: int) -> None:
             raise UnsupportedError(f"layer {layer} has a window of {expected} tokens but attends with {seen[layer]}")
 
 
+def _name(delta: Delta | None) -> str:
+    return delta.id if delta else ""
+
+
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     ends: set[int] = set()
     for value in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
@@ -441,10 +459,6 @@ def open_local(
     threads: int | None = None,
     max_rows: int = 64,
     packed_tokens: int = 2048,
-def _name(delta: Delta | None) -> str:
-    return delta.id if delta else ""
-
-
     progress: Callable[[str], None] | None = None,
 ) -> LocalPolicy:
     """A policy from a model source; see :func:`twoclock.models.sources.load_model` for what a source is."""
@@ -460,7 +474,7 @@ def _name(delta: Delta | None) -> str:
         base_hash=loaded.base_hash,
         max_rows=max_rows,
         packed_tokens=packed_tokens,
+        progress=progress,
     )
     policy.notes[:0] = loaded.notes
     return policy
-        progress=progress,
