@@ -31,6 +31,7 @@ SIZES = SplitSizes(train=48, trial=40, heldout=12)
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "prompts": {"num_exemplars": [1, 2], "num_new": 3, "search_items": 8, "first_items": 4, "gold_items": 6},
     "lora": {"rank": 2, "learning_rate": 0.05, "targets": ["q_proj", "v_proj", "down_proj"]},
+    "svf": {"learning_rate": 0.2, "targets": ["q_proj", "v_proj", "down_proj"]},
     "full": {"learning_rate": 0.01, "targets": ["q_proj", "down_proj", "norm"]},
 }
 """Small settings by channel name; a channel that is not named here runs with its defaults."""

@@ -13,6 +13,7 @@ __all__ = ["SLOW_CHANNELS", "build_slow"]
 
 SLOW_CHANNELS: dict[str, str] = {
     "lora": "low-rank changes of linear layers, trained on the policy's rollouts",
+    "svf": "singular values of linear layers, scaled, trained on the policy's rollouts",
     "full": "changes of all parameters, trained on the policy's rollouts",
 }
 """Name → what it is."""
@@ -26,8 +27,11 @@ def build_slow(name: str, options: Mapping[str, Any]) -> Channel[Any]:
     try:
         from twoclock.slow.full import FullChannel, FullConfig
         from twoclock.slow.lora import LoraChannel, LoraConfig
+        from twoclock.slow.svf import SvfChannel, SvfConfig
     except ModuleNotFoundError as missing:
         raise MissingExtraError.of(missing.name or "torch", "local", f"the slow {where}") from missing
     if name == "full":
         return FullChannel(read_options(FullConfig, options, where))
+    if name == "svf":
+        return SvfChannel(read_options(SvfConfig, options, where))
     return LoraChannel(read_options(LoraConfig, options, where))
