@@ -72,7 +72,7 @@ class SvfState:
     base: str = ""
     spectrum: str = ""
     """The hash of the matrices that the offsets belong to, as they were taken apart."""
-    factoring: Factoring = Factoring()
+    factoring: Factoring = field(default_factory=Factoring)
     offsets: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
     moments: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
     kl_coef: float = 0.0
