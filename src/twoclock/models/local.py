@@ -296,6 +296,10 @@ class LocalPolicy:
         temperature: float,
         change: Any = None,
     ) -> list[Stats]:
+        if conditioning.shifts:
+            return self.steering.sequence_stats(
+                prompts, conditioning, completions, temperature=temperature, change=change
+            )
         with self._mount(conditioning.delta) if change is None else self._forcing.mount(change):
             return self._forcing.stats([self.render(p, conditioning) for p in prompts], completions, temperature)
 
@@ -309,6 +313,10 @@ class LocalPolicy:
         temperature: float,
         change: Any = None,
     ) -> list[torch.Tensor]:
+        if conditioning.shifts or any(teacher.shifts for teacher in teachers):
+            return self.steering.reverse_kl(
+                prompts, conditioning, completions, teachers, temperature=temperature, change=change
+            )
         own = self._payload(conditioning.delta) if change is None else change
         by_delta: dict[str, list[int]] = {}
         for i, teacher in enumerate(teachers):
@@ -325,6 +333,8 @@ class LocalPolicy:
     def chunks(
         self, prompts: Sequence[str], conditioning: Conditioning, completions: Sequence[Sequence[Sequence[int]]]
     ) -> list[list[int]]:
+        if conditioning.shifts:
+            return self.steering.chunks(prompts, conditioning, completions)
         return self._forcing.chunks([self.render(p, conditioning) for p in prompts], completions)
 
     def exact_kl(
@@ -332,6 +342,8 @@ class LocalPolicy:
     ) -> list[float]:
         if p.id == q.id:
             return [0.0] * len(prompts)
+        if p.shifts or q.shifts:
+            return self.steering.exact_kl(prompts, completions, p, q)
         return self._forcing.kl(self._side(prompts, p), self._side(prompts, q), completions)
 
     def logprobs_under(
@@ -342,6 +354,8 @@ class LocalPolicy:
         *,
         temperature: float = 1.0,
     ) -> list[list[list[float]]]:
+        if any(conditioning.shifts for conditioning in conditionings):
+            return self.steering.logprobs_under(prompts, completions, conditionings, temperature=temperature)
         return self._forcing.logprobs([self._side(prompts, c) for c in conditionings], completions, temperature)
 
     def _side(self, prompts: Sequence[str], conditioning: Conditioning) -> Side:

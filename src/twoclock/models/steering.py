@@ -6,15 +6,27 @@ or to nothing, the policy goes its ordinary way and never comes back here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from twoclock.models.engine import Draft
 from twoclock.models.steered import Job, generate_steered
 from twoclock.models.steered_plain import plain_steered
+from twoclock.models.steered_scoring import (
+    Predictions,
+    chosen_under,
+    kl_between,
+    predictions,
+    reverse_kl_under,
+    stats_under,
+)
+from twoclock.models.teacher_forcing import Stats
 from twoclock.models.voices import Companions, Recipe, recipe_of
-from twoclock.types import Completion, Conditioning, Request, Sampling
+from twoclock.types import Completion, Conditioning, Delta, Request, Sampling
 
 if TYPE_CHECKING:
     from twoclock.models.local import LocalPolicy
@@ -97,3 +109,124 @@ class Steering:
                     f"{card.name} reads at most {card.context_tokens}",
                 )
         return None
+
+    # ------------------------------------------------------------------------------------------------------- scoring
+
+    def sequence_stats(
+        self,
+        prompts: Sequence[str],
+        conditioning: Conditioning,
+        completions: Sequence[Sequence[Sequence[int]]],
+        *,
+        temperature: float,
+        change: Any = None,
+    ) -> list[Stats]:
+        """See :class:`~twoclock.contracts.Trainable`; the prompts in parts that fit in memory."""
+        told, learning = self._learning(conditioning, change)
+        plain, recipe = self.simplified(told)
+        if recipe is None:
+            return self.policy.sequence_stats(prompts, plain, completions, temperature=temperature)
+        results: list[Stats] = []
+        for part in self.chunks(prompts, told, completions):
+            answers = [completions[i] for i in part]
+            found = self._predictions(told, [prompts[i] for i in part], answers, learning)
+            results += stats_under(found, answers, temperature)
+        return results
+
+    def reverse_kl(
+        self,
+        prompts: Sequence[str],
+        conditioning: Conditioning,
+        completions: Sequence[Sequence[Sequence[int]]],
+        teachers: Sequence[Conditioning],
+        *,
+        temperature: float,
+        change: Any = None,
+    ) -> list[torch.Tensor]:
+        """See :meth:`twoclock.models.local.LocalPolicy.reverse_kl`; one prompt at a time."""
+        told, learning = self._learning(conditioning, change)
+        simple = [self.simplified(one) for one in (told, *teachers)]
+        if not any(recipe for _, recipe in simple):
+            taught = [one for one, _ in simple[1:]]
+            return self.policy.reverse_kl(prompts, simple[0][0], completions, taught, temperature=temperature)
+        results: list[torch.Tensor] = []
+        for prompt, answers, teacher in zip(prompts, completions, teachers, strict=True):
+            with torch.no_grad():
+                target = self._predictions(teacher, [prompt], [answers])
+            found = self._predictions(told, [prompt], [answers], learning)
+            results += reverse_kl_under(found, target, [answers], temperature)
+        return results
+
+    def logprobs_under(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[Sequence[int]],
+        conditionings: Sequence[Conditioning],
+        *,
+        temperature: float = 1.0,
+    ) -> list[list[list[float]]]:
+        """See :class:`~twoclock.contracts.Trainable`."""
+        simple = [self.simplified(told) for told in conditionings]
+        if not any(recipe for _, recipe in simple):
+            return self.policy.logprobs_under(
+                prompts, completions, [told for told, _ in simple], temperature=temperature
+            )
+        wrapped = [[c] for c in completions]
+        results: list[list[list[float]]] = []
+        for told in conditionings:
+            rows: list[list[float]] = []
+            for part in self.chunks(prompts, told, wrapped):
+                answers = [wrapped[i] for i in part]
+                with torch.no_grad():
+                    found = self._predictions(told, [prompts[i] for i in part], answers)
+                values = iter(chosen_under(found, answers, temperature))
+                rows += [[next(values) for _ in answer] for (answer,) in answers]
+            results.append(rows)
+        return results
+
+    def exact_kl(
+        self, prompts: Sequence[str], completions: Sequence[Sequence[int]], p: Conditioning, q: Conditioning
+    ) -> list[float]:
+        """See :class:`~twoclock.contracts.Trainable`. Infinite where p may draw what q rules out."""
+        simple = [self.simplified(told) for told in (p, q)]
+        if not any(recipe for _, recipe in simple):
+            return self.policy.exact_kl(prompts, completions, simple[0][0], simple[1][0])
+        means: list[float] = []
+        for prompt, answer in zip(prompts, completions, strict=True):
+            with torch.no_grad():
+                one, other = (self._predictions(told, [prompt], [[answer]]) for told in (p, q))
+            values = kl_between(one, other)
+            means.append(max(0.0, math.fsum(values) / len(values)) if values else 0.0)
+        return means
+
+    def chunks(
+        self, prompts: Sequence[str], conditioning: Conditioning, completions: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[int]]:
+        """See :class:`~twoclock.contracts.Trainable`: every voice's pass takes room."""
+        plain, recipe = self.simplified(conditioning)
+        voices = 1 if recipe is None else len(recipe.voices)
+        rendered = [self.policy.render(prompt, plain) for prompt in prompts]
+        return self.policy._forcing.chunks(rendered, completions, sides=voices)
+
+    def _learning(self, conditioning: Conditioning, change: Any) -> tuple[Conditioning, str | None]:
+        """The conditioning with ``change`` in the place of its delta, and the id that the change then has: another
+        than that of any fixed side, whatever it holds."""
+        if change is None:
+            return conditioning, None
+        own = Delta("in training", "in training", self.policy.base_hash, change)
+        return replace(conditioning, delta=own), own.id
+
+    def _predictions(
+        self,
+        conditioning: Conditioning,
+        prompts: Sequence[str],
+        completions: Sequence[Sequence[Sequence[int]]],
+        learning: str | None = None,
+    ) -> Predictions:
+        recipe = self.recipe(conditioning)
+        own = [i for i, voice in enumerate(recipe.voices) if voice.delta is not None and voice.delta.id == learning]
+
+        def render(policy: LocalPolicy) -> list[tuple[int, ...]]:
+            return [policy.render(prompt, conditioning) for prompt in prompts]
+
+        return predictions(recipe, render, completions, own[0] if own else None)

@@ -19,14 +19,12 @@ from twoclock.models.packing import Packed, common_prefix, pack, side_by_side
 from twoclock.models.plain import plain_logits
 from twoclock.models.shared_attention import head_module, hidden_states, text_config
 from twoclock.models.spare import sparing
-from twoclock.models.views import TreeView
 from twoclock.models.svd import Spectra
-from twoclock.nn.full import FullChange
-from twoclock.nn.lowrank import mounted_apart
+from twoclock.models.views import TreeView
 from twoclock.nn.reverse_kl import reverse_kl, reverse_kl_reference
 from twoclock.nn.vocabulary import CHUNK, Head, chosen_logprobs, chosen_logprobs_reference
 
-__all__ = ["Side", "Stats", "TeacherForcing", "model_head"]
+__all__ = ["Side", "Stats", "TeacherForcing", "model_head", "split_stats"]
 
 Completions = Sequence[Sequence[Sequence[int]]]
 Logits = Callable[[slice], torch.Tensor]
@@ -78,7 +76,7 @@ class TeacherForcing:
         for part in self.chunks(prompts, completions):
             answers = [completions[i] for i in part]
             logprobs, entropy, rows = self._chosen([prompts[i] for i in part], answers, temperature)
-            results.extend(_split(logprobs, entropy[rows], answers))
+            results.extend(split_stats(logprobs, entropy[rows], answers))
         return results
 
     def _chosen(
@@ -131,18 +129,18 @@ class TeacherForcing:
         for part in self.chunks(student.prompts, completions):
             answers = [completions[i] for i in part]
             with torch.no_grad(), self.mount(teacher.delta):
-                taught, head = self._predicting([teacher.prompts[i] for i in part], answers)
+                taught, head = self.predicting([teacher.prompts[i] for i in part], answers)
             target = _sliced(head, taught) if head else partial(torch.Tensor.__getitem__, taught)
             with self.mount(student.delta):
-                own, head = self._predicting([student.prompts[i] for i in part], answers)
+                own, head = self.predicting([student.prompts[i] for i in part], answers)
             if head:
                 values = reverse_kl(own, head, target, temperature)
             else:
                 values = reverse_kl_reference(own, target(slice(None)), temperature)
-            results.extend(stat.logprobs for stat in _split(values, values.detach(), answers))
+            results.extend(stat.logprobs for stat in split_stats(values, values.detach(), answers))
         return results
 
-    def _predicting(
+    def predicting(
         self, prompts: Sequence[Sequence[int]], completions: Completions
     ) -> tuple[torch.Tensor, Head | None]:
         """What each completion token is predicted from: hidden states [N, H] and the head; where the head itself is
@@ -263,7 +261,7 @@ def _rows(packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
     return wanted, rows
 
 
-def _split(logprobs: torch.Tensor, entropy: torch.Tensor, completions: Completions) -> list[Stats]:
+def split_stats(logprobs: torch.Tensor, entropy: torch.Tensor, completions: Completions) -> list[Stats]:
     """One padded record a prompt from the flat values [N] of all completion tokens."""
     results, start = [], 0
     for answers in completions:
