@@ -568,9 +568,7 @@ class LedgerEntry:
     def is_by_hand(self) -> bool:
         """Whether this is a change of state between rounds: a rollback by hand, or a consolidation. A rollback inside a
         round is the evidence's: that round's numbers are those of the state it went back to."""
-        return self.action == "consolidate" or (
-            self.action == "rollback" and not self.cause.startswith(TAKEN_BACK)
-        )
+        return self.action == "consolidate" or (self.action == "rollback" and not self.cause.startswith(TAKEN_BACK))
 
 
 TAKEN_BACK = "taken back"

@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from twoclock.store import RunStore
     from twoclock.types import LedgerEntry
 
-ACTIONS = {"init": None, "commit": "green", "reject": "red", "decline": "yellow", "rollback": "magenta", "wait": None}
+ACTIONS = {
+    "init": None,
+    "commit": "green",
+    "reject": "red",
+    "decline": "yellow",
+    "rollback": "magenta",
+    "wait": None,
+    "consolidate": "cyan",
+    "refuse": "red",
+}
 """Each action of the ledger and its colour."""
 
 
@@ -40,7 +49,8 @@ def command(
 ) -> None:
     """The ledger: every proposal with its cause, verdict, reason, cost and what it wrote, oldest first.
 
-    Rejected and declined proposals stand in it too. A rollback bears the number of the last round before it.
+    Rejected and declined proposals stand in it too. A rollback and a consolidation bear the number of the last round
+    before them.
 
     \b
     Keys of --json: run, entries; each entry has seq, round, phase, task,

@@ -24,7 +24,7 @@ CLOCKS = ("rollout_s", "grade_s", "fast_s", "slow_s", "measure_s", "round_s")
 def recorded(store: RunStore, phases: Sequence[str]) -> dict[str, Any] | None:
     """The summary of what ``eval`` measured of the states that are live now; None where a task has no such scores."""
     head = store.head()
-    changes = [e for e in store.entries() if e.action in ("init", "commit", "rollback")]
+    changes = [e for e in store.entries() if e.action in ("init", "commit", "rollback", "consolidate")]
     if changes and changes[-1].is_by_hand:
         return None  # scores bear a round, and a rollback lets a round's number stand for other states
     finals = [e for e in store.evaluations("final") if e.round == head.round]

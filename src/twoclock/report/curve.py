@@ -21,6 +21,8 @@ MARKS: Mapping[str, tuple[str, str]] = {
     "reject": ("x-thin-open", "rejected"),
     "decline": ("circle-open", "declined"),
     "rollback": ("triangle-left-open", "rolled back"),
+    "consolidate": ("star-open", "consolidated"),
+    "refuse": ("x-thin-open", "not consolidated"),
 }
 
 

@@ -100,7 +100,8 @@ WORDS: tuple[tuple[str, str], ...] = (
     (
         "Action",
         "commit: the offered state is live. reject: it was judged and dropped. decline: the channel had nothing to "
-        "offer. rollback: an earlier state was made live again. init: the first state, which changes nothing.",
+        "offer. rollback: an earlier state was made live again. consolidate: lessons moved from the fast clock to the "
+        "weights. refuse: a consolidation that failed a check. init: the first state, which changes nothing.",
     ),
     ("Drift", "How far the weights have moved from the base, as a divergence between what the two would say."),
     ("Retention", "The score on earlier tasks after later ones were learned."),

@@ -176,6 +176,7 @@ def cost_rows(data: RunData) -> list[CostRow]:
 
 def _actions(actions: Mapping[str, int]) -> str:
     words = {"commit": "committed", "reject": "rejected", "decline": "declined", "rollback": "rolled back"}
+    words |= {"consolidate": "consolidated", "refuse": "not consolidated"}
     return ", ".join(f"{actions[name]} {word}" for name, word in words.items() if actions.get(name)) or "never asked"
 
 

@@ -128,7 +128,7 @@ def _step(live: dict[str, str], entry: sqlite3.Row) -> list[str]:
             f"{where} starts from {short(before) or 'nothing'}, but the channel's live state was "
             f"{short(live.get(channel, '')) or 'nothing'}"
         )
-    if entry["action"] in ("reject", "decline", "wait") and after != before:
+    if entry["action"] in ("reject", "decline", "wait", "refuse") and after != before:
         problems.append(f"{where} changed the state from {short(before)} to {short(after)}; it must not")
     live[channel] = after
     return problems

@@ -122,8 +122,8 @@ class Ledger:
                 self._add_rollouts(db, record.searched, "search")
             self._add_snapshot(db, "round", record.snapshot)
 
-    def write_rollback(
-        self, make: Callable[[sqlite3.Connection, Snapshot], tuple[Snapshot, Sequence[LedgerEntry]]]
+    def write_between(
+        self, kind: str, make: Callable[[sqlite3.Connection, Snapshot], tuple[Snapshot, Sequence[LedgerEntry]]]
     ) -> Snapshot:
         """Append what ``make`` says of the head, read in the same transaction; without entries nothing is written."""
         with self.writing() as db:
@@ -132,7 +132,7 @@ class Ledger:
             if not entries:
                 return head
             self._add(db, entries, (), (), {})
-            self._add_snapshot(db, "rollback", snapshot)
+            self._add_snapshot(db, kind, snapshot)
             return snapshot
 
     def write_evaluations(
@@ -268,7 +268,8 @@ def head_of(db: sqlite3.Connection, path: Path) -> Snapshot:
 def snapshot_at(db: sqlite3.Connection, path: Path, round: int) -> Snapshot:
     """What the round itself left behind; StoreError, with the rounds that there are, when it was never committed."""
     head = head_of(db, path)
-    row = db.execute("SELECT * FROM snapshots WHERE round = ? AND kind <> 'rollback' LIMIT 1", (round,)).fetchone()
+    own = "SELECT * FROM snapshots WHERE round = ? AND kind IN ('begin', 'round') LIMIT 1"
+    row = db.execute(own, (round,)).fetchone()
     if row is None:
         last = head.next_round - 1
         existing = "only round 0, the untouched start" if last == 0 else f"rounds 0 (the untouched start) to {last}"

@@ -20,6 +20,7 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -226,7 +227,32 @@ class RunStore:
             )
             return snapshot, [_rollback_entry(db, head, name, target[name], cause, reason) for name in changed]
 
-        return self._ledger.write_rollback(make)
+        return self._ledger.write_between("rollback", make)
+
+    def append_consolidation(
+        self, entries: Sequence[LedgerEntry], states: Mapping[str, str], *, expected: Snapshot, cause: str
+    ) -> Snapshot:
+        """Append a consolidation: its entries, and ``states`` (blob hashes by channel) live in the place of what these
+        channels have, all of it or nothing. Without states the entries alone: one that was refused. Returns the head.
+
+        It stands between rounds: round and phase of the entries are set here. ``expected`` is the head that it was
+        worked out on; StoreError where another one is live now, for an unknown channel, and for a state without a blob.
+        """
+        self._require_writer("a consolidation")
+
+        def make(db: sqlite3.Connection, head: Snapshot) -> tuple[Snapshot, list[LedgerEntry]]:
+            if dict(head.states) != dict(expected.states):
+                raise StoreError(f"the states of {self.path} have changed since it began; start it again")
+            if unknown := [unknown_name("channel", name, head.states) for name in states if name not in head.states]:
+                raise StoreError("; ".join(unknown))
+            snapshot = replace(head, states={**head.states, **states}, cause=cause if states else head.cause)
+            self._require_blobs(snapshot)
+            return snapshot, [_between_rounds(db, head, entry) for entry in entries]
+
+        for entry in entries:
+            if entry.offered and entry.offered not in self._blobs:
+                raise StoreError(f"the state {short(entry.offered)} that was offered has no blob; put the blob first")
+        return self._ledger.write_between("consolidate", make)
 
     def thin(self, channel: str, keep: int) -> list[str]:
         """Delete the blobs of old states of ``channel``; returns their hashes, oldest first.
@@ -348,6 +374,17 @@ class RunStore:
             yield
         finally:
             lock.release()
+
+
+def _between_rounds(db: sqlite3.Connection, head: Snapshot, entry: LedgerEntry) -> LedgerEntry:
+    """The entry with the number of the last round before it."""
+    last = db.execute("SELECT phase, task FROM rounds ORDER BY round DESC LIMIT 1").fetchone()
+    return replace(
+        entry,
+        round=head.next_round - 1,
+        phase=last["phase"] if last else 0,
+        task=entry.task or (last["task"] if last else ""),
+    )
 
 
 def _rollback_entry(

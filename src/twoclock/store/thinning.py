@@ -133,7 +133,8 @@ def refusal(
 def _nearest(db: sqlite3.Connection, round: int, channels: Collection[str], *, before: bool) -> int | None:
     """The nearest round whose own snapshot has every one of these channels' states."""
     side, order = ("<=", "DESC") if before else (">", "ASC")
-    query = f"SELECT round, states FROM snapshots WHERE kind <> 'rollback' AND round {side} ? ORDER BY round {order}"
+    own = "SELECT round, states FROM snapshots WHERE kind IN ('begin', 'round')"
+    query = f"{own} AND round {side} ? ORDER BY round {order}"
     for row in db.execute(query, (round,)):
         states = json.loads(row["states"])
         if all(name in states and not _is_recorded(db, states[name]) for name in channels):
