@@ -15,10 +15,11 @@ from pathlib import Path
 from twoclock.seeding import child_rng
 
 HERE = Path(__file__).parent
-WORDS = (
-    "nest copper window bottle glove button drum river ladder candle basket pepper mirror saddle anchor blanket carrot "
-    "engine feather garden hammer island jacket kettle lemon market needle orange pencil rabbit ticket velvet"
-).split()
+WORDS = [
+    "nest", "copper", "window", "bottle", "glove", "button", "drum", "river", "ladder", "candle", "basket", "pepper",
+    "mirror", "saddle", "anchor", "blanket", "carrot", "engine", "feather", "garden", "hammer", "island", "jacket",
+    "kettle", "lemon", "market", "needle", "orange", "pencil", "rabbit", "ticket", "velvet",
+]  # fmt: skip
 COUNT = 800
 
 

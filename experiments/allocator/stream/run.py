@@ -16,7 +16,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -103,7 +102,7 @@ def run_cell(arm: str, seed: int, runs: Path) -> Path:
                 ]
                 for e in entries
                 if e.round
-            ],  # fmt: skip
+            ],
             "tokens": sum(int(r.metrics["prompt_tokens"] + r.metrics["completion_tokens"]) for r in rounds)
             + sum(e.cost.tokens + 3 * e.cost.trained_tokens for e in entries),
             "seconds": round(sum(r.metrics["round_s"] for r in rounds)),

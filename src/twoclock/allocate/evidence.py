@@ -37,13 +37,15 @@ __all__ = ["EvidenceAllocator", "EvidenceConfig"]
 class EvidenceConfig(BudgetConfig):
     worth: float = 0.03
     """A gain in mean reward below this is not worth paying for."""
+    search_worth: float = 0.05
+    """The least gain that is expected of a search (its chance times the reward that is missing) for it to be paid."""
     horizon: int = 32
     """Slow steps within which a gain counts."""
     patience: int = 2
     """Searches in a row without a change after which the slow clock is let in."""
     every: int = 4
-    """Rounds from one search to the next, after a search that has changed something; the wait doubles with each in a
-    row that has not."""
+    """Rounds from one search to the next, after a search that has changed something; beyond ``patience`` the wait
+    doubles with each in a row that has not."""
     longest: int = 64
     """The longest pause of either clock, in rounds."""
     fall: float = 3.5
@@ -64,7 +66,7 @@ class EvidenceConfig(BudgetConfig):
         ]
         problems += [
             f"{name} = {getattr(self, name)}: expected a number above 0"
-            for name in ("worth", "fall", "credible")
+            for name in ("worth", "search_worth", "fall", "credible")
             if not getattr(self, name) > 0
         ]
         if not 0 < self.alpha < 1:
@@ -107,16 +109,23 @@ class EvidenceAllocator:
         missing = 1.0 if beliefs.reward is None else 1 - beliefs.reward
         if missing < self.config.worth:
             return False, f"solved: {missing:.3f} of the reward is missing, worth is {self.config.worth:g}"
+        if found.chance * missing < self.config.search_worth:
+            return False, f"too little to find: {missing:.2f} is missing, chance {found.chance:.2f} that a search helps"
         if found.since is None:
-            return (
-                True,
-                f"first search since {beliefs.why} (round {beliefs.start}), {missing:.2f} of the reward is missing",
-            )
-        wait = self._pause(self.config.every, found.barren)
+            told = f"first search since {beliefs.why} (round {beliefs.start})"
+            return True, f"{told}, {missing:.2f} of the reward is missing"
+        wait = self._wait(found)
         if found.since < wait:
             kind = f"{found.barren} searches in a row changed nothing" if found.barren else "a search has just paid"
             return False, f"waiting: {kind}, {found.since} of {wait} rounds over"
         return True, f"{found.since} rounds since the last search, chance {found.chance:.2f} of {missing:.2f} missing"
+
+    def _wait(self, found: Searches) -> int:
+        """Rounds from the last search to the next: none but one while the weights wait for this channel, then the usual
+        time, doubled with each search in vain beyond ``patience``."""
+        if 0 < found.barren < self.config.patience:
+            return 1
+        return self._pause(self.config.every, max(0, found.barren - self.config.patience + 1))
 
     def _slow(self, name: str, beliefs: Beliefs, channels: Mapping[str, Timescale]) -> tuple[bool, str]:
         room, reward = beliefs.room_slow, beliefs.reward
@@ -133,7 +142,9 @@ class EvidenceAllocator:
         for name, clock in channels.items():
             found = beliefs.searches.get(name, Searches())
             searching = clock is Timescale.FAST and name != "null" and not found.free
-            if searching and not beliefs.settled(name) and found.barren < self.config.patience:
+            missing = 1.0 if beliefs.reward is None else 1 - beliefs.reward
+            open_to = found.barren < self.config.patience and found.chance * missing >= self.config.search_worth
+            if searching and not beliefs.settled(name) and open_to:
                 return name
         return None
 
