@@ -138,7 +138,8 @@ def test_gradients_reach_each_rows_own_change() -> None:
             rows.assign(0)
             (model(INPUT[mine]) * weight[mine]).sum().backward()
         for name, offset in change.offsets.items():
-            assert offset.grad is not None and bool((offset.grad != 0).any())
+            assert offset.grad is not None
+            assert bool((offset.grad != 0).any())
             torch.testing.assert_close(together[k - 1].offsets[name].grad, offset.grad, atol=1e-5, rtol=1e-4)
 
 

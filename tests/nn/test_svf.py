@@ -117,7 +117,8 @@ def test_no_gradient_as_large_as_the_matrix_is_made() -> None:
         out = delta_term(x, factors, offset)
     out.sum().backward()
     assert offset.grad is not None
-    assert factors.u.grad is None and factors.vh.grad is None
+    assert factors.u.grad is None
+    assert factors.vh.grad is None
     # Kept for the backward pass: thin products, and the factors, which are there anyhow.
     shared = {t.untyped_storage().data_ptr() for t in (factors.u, factors.vh)}
     assert all(t.numel() <= 3 * 48 or t.untyped_storage().data_ptr() in shared for t in saved)
@@ -162,7 +163,8 @@ def test_the_error_of_a_part_is_stated(precision: str) -> None:
     for rank in (0, 4, 10, 99):
         f = factorise(w, Factoring(rank=rank, precision=precision))
         kept = 10 if rank in (0, 99) else rank
-        assert len(f.s) == kept and f.is_whole == (kept == 10)
+        assert len(f.s) == kept
+        assert f.is_whole == (kept == 10)
         assert (f.u.dtype, f.s.dtype) == (getattr(torch, precision), torch.float32)
         cut = float((s[kept:].square().sum() / s.square().sum()).sqrt())
         rounding = 1e-6 if precision == "float32" else 6e-3

@@ -167,7 +167,7 @@ def _lines(told: Conditioning) -> list[str]:
 
 def _weights(old: Delta | None, new: Delta | None) -> dict[str, Any]:
     """Frobenius norms of the changes of weights, and of the way from one to the other."""
-    if "full" in (old.kind if old else "", new.kind if new else ""):
+    if {"full", "svf"} & {old.kind if old else "", new.kind if new else ""}:
         return _dense_weights(old, new)
     a, b = _factors(old), _factors(new)
     way = {name: [*_negative(a.get(name, [])), *b.get(name, [])] for name in {**a, **b}}
@@ -181,7 +181,7 @@ def _weights(old: Delta | None, new: Delta | None) -> dict[str, Any]:
 
 
 def _dense_weights(old: Delta | None, new: Delta | None) -> dict[str, Any]:
-    """The same for changes of whole parameters."""
+    """The same for changes of whole parameters, and of singular values (then of z − 1)."""
     a, b = (dict(delta.payload.tensors) if delta else {} for delta in (old, new))
 
     def norm(tensor: Any) -> float:
@@ -192,7 +192,8 @@ def _dense_weights(old: Delta | None, new: Delta | None) -> dict[str, Any]:
     largest = sorted(norms.items(), key=lambda pair: -pair[1])[:TOP_MODULES]
     whole = [sum(norm(t) ** 2 for t in some.values()) ** 0.5 for some in (a, b)]
     way = sum(value**2 for value in norms.values()) ** 0.5
-    return {"norm_a": whole[0], "norm_b": whole[1], "norm_change": way, "largest": [list(p) for p in largest]}
+    of = {"of": "z − 1"} if "svf" in (old.kind if old else "", new.kind if new else "") else {}
+    return {**of, "norm_a": whole[0], "norm_b": whole[1], "norm_change": way, "largest": [list(p) for p in largest]}
 
 
 def _factors(delta: Delta | None) -> dict[str, list[Any]]:
@@ -200,7 +201,7 @@ def _factors(delta: Delta | None) -> dict[str, list[Any]]:
     if delta is None:
         return {}
     if delta.kind != "lora":
-        raise ConfigError(f"changes of weights of the kind '{delta.kind}' cannot be compared; known: lora, full")
+        raise ConfigError(f"changes of weights of the kind '{delta.kind}' cannot be compared; known: lora, svf, full")
     change = delta.payload
     return {name: [(change.scale * b.double().numpy(), a.double().numpy())] for name, (a, b) in change.tensors.items()}
 
@@ -259,7 +260,7 @@ def _weights_words(weights: Mapping[str, Any]) -> list[str]:
     if weights["steps"]:
         lines.append(f"  optimizer steps {weights['steps'][0]} → {weights['steps'][1]}")
     lines.append(
-        f"  change of weights ‖ΔW‖ {weights['norm_a']:.4g} → {weights['norm_b']:.4g}; "
+        f"  change of weights ‖{weights.get('of', 'ΔW')}‖ {weights['norm_a']:.4g} → {weights['norm_b']:.4g}; "
         f"the way between them {weights['norm_change']:.4g}"
     )
     return [*lines, *(f"    {norm:.4g}  {module}" for module, norm in weights["largest"])]

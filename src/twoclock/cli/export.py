@@ -16,21 +16,32 @@ if TYPE_CHECKING:
     from twoclock.types import Delta, Snapshot
 
 
+FORMS = ("adapter", "vectors", "model")
+FORMS_OF = {"lora": ("adapter",), "svf": ("vectors", "adapter", "model"), "full": ("model",)}
+"""By kind of change, the default first."""
+
+
 @click.command("export")
 @run_argument
 @click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path))
 @click.option("--round", type=click.IntRange(min=0), help="The weights that this round left behind.  [default: live]")
 @click.option("--channel", metavar="NAME", help="Which slow channel, where there are several.")
+@click.option("--as", "form", type=click.Choice(FORMS), help="The form.  [default: the first that the kind has]")
+@click.option("--rank", type=click.IntRange(min=1), help="Of 'svf' as an adapter: the rank to cut it to.")
 @json_option
-def command(run: Path, folder: Path, round: int | None, channel: str | None, as_json: bool) -> None:
+def command(
+    run: Path, folder: Path, round: int | None, channel: str | None, form: str | None, rank: int | None, as_json: bool
+) -> None:
     """Write the slow weights of a run into FOLDER, a new one: those of the channel 'lora' as an adapter that PEFT loads
-    onto the same base model, those of 'full' as a whole model that transformers loads.
+    onto the same base model, those of 'full' as a whole model that transformers loads; those of 'svf' as vectors that
+    twoclock reads, as an adapter of --rank (the error is printed), or as a whole model.
 
     Only the weights: what the fast clock deploys is no part of them. The run stays as it is.
 
     \b
-    Keys of --json: run, round, channel, kind (lora, full), state, folder,
-    files, base {name, source, hash}, load [lines of Python].
+    Keys of --json: run, round, channel, kind (lora, svf, full), form (adapter,
+    vectors, model), state, folder, files, base {name, source, hash},
+    truncation_error (of an adapter of 'svf'), load [lines of Python].
     """
     from twoclock.store import RunStore
 
@@ -39,8 +50,10 @@ def command(run: Path, folder: Path, round: int | None, channel: str | None, as_
         snapshot = store.head() if round is None else store.snapshot_at(round)
         name = _slow_channel(store, channel)
         state, delta = _state(store, name, snapshot)
-        base = _base(store, delta)
-        _write(state, delta.kind, folder, base["source"], store.environment.get("dtype"))
+        form = _form(delta.kind, form, rank)
+        base = _base(store, delta, form)
+        dtype = store.environment.get("dtype")
+        error = _write(state, delta, form, rank, folder, base["source"], dtype)
         fast = sorted(e.channel for e in store.entries(action="init") if e.timescale == "fast" and e.channel != "null")
         found: dict[str, Any] = {
             "run": str(run),
@@ -51,7 +64,9 @@ def command(run: Path, folder: Path, round: int | None, channel: str | None, as_
             "files": sorted(file.name for file in folder.iterdir()),
             "base": base,
             "kind": delta.kind,
-            "load": _load_lines(delta.kind, folder, base["source"], store.environment.get("dtype")),
+            "form": form,
+            **({} if error is None else {"truncation_error": error}),
+            "load": _load_lines(form, folder, base["source"], dtype),
         }
     if as_json:
         show_json(found)
@@ -97,29 +112,66 @@ def _state(store: RunStore, name: str, snapshot: Snapshot) -> tuple[Any, Delta]:
             f"there is nothing to export: the state of '{name}' after round {snapshot.round} has taken no step, so it "
             f"is the base model itself; which rounds changed it: twoclock log {store.path} --channel {name}"
         )
-    if delta.kind not in ("lora", "full"):
+    if delta.kind not in FORMS_OF:
         raise ConfigError(
             f"the state of '{name}' is a change of weights of the kind '{delta.kind}', which no folder can hold; only "
-            "'lora' and 'full' can be exported"
+            f"{', '.join(repr(kind) for kind in FORMS_OF)} can be exported"
         )
     return state, delta
 
 
-def _write(state: Any, kind: str, folder: Path, base: str, dtype: Any) -> None:
-    if kind == "full":
+def _form(kind: str, asked: str | None, rank: int | None) -> str:
+    """Raises ConfigError for a form that the kind has not, and for a rank that is missing or has no meaning."""
+    form = asked or FORMS_OF[kind][0]
+    if form not in FORMS_OF[kind]:
+        known = " or ".join(f"--as {name}" for name in FORMS_OF[kind])
+        raise ConfigError(f"a change of weights of the kind '{kind}' cannot be written as '{form}'; type {known}")
+    cut = kind == "svf" and form == "adapter"
+    if cut and rank is None:
+        raise ConfigError("an adapter has a rank, and scaled singular values have none: type --rank 64, say")
+    if rank is not None and not cut:
+        raise ConfigError(f"--rank is for 'svf' as an adapter; this is '{kind}' as {form}: leave it out")
+    return form
+
+
+def _write(state: Any, delta: Delta, form: str, rank: int | None, folder: Path, base: str, dtype: Any) -> float | None:
+    """Returns what was cut off, relative to the change, where something may have been."""
+    if delta.kind == "svf":
+        return _write_singular(state, delta, form, rank, folder, base, dtype)
+    if delta.kind == "full":
         from twoclock.slow.full_export import export_model
 
         export_model(state, folder, base, dtype)
-        return
-    from twoclock.slow.lora_export import export_peft
+    else:
+        from twoclock.slow.lora_export import export_peft
 
-    export_peft(state, folder, base)
+        export_peft(state, folder, base)
+    return None
+
+
+def _write_singular(
+    state: Any, delta: Delta, form: str, rank: int | None, folder: Path, base: str, dtype: Any
+) -> float | None:
+    from twoclock.slow.svf_export import export_adapter, export_merged, export_vectors
+
+    if form == "vectors":
+        export_vectors(state, folder, base)
+        return None
+    from twoclock.models.local import open_local
+
+    # In the dtype of the run: the vectors belong to the matrices as they were rounded there.
+    policy = open_local(base, dtype=str(dtype or "auto"), progress=say)
+    factors = policy.spectra.of(delta.payload, as_kept=True)
+    if form == "adapter":
+        return export_adapter(state, folder, base, factors, rank or 0)
+    export_merged(state, folder, base, factors, dtype)
+    return None
 
 
 # ------------------------------------------------------------------------------------------------------ the base model
 
 
-def _base(store: RunStore, delta: Delta) -> dict[str, str]:
+def _base(store: RunStore, delta: Delta, form: str) -> dict[str, str]:
     """The base model: its name, where transformers finds it, and the hash of its weights.
 
     Raises ConfigError where the model's folder holds other weights now than the run learned on.
@@ -137,9 +189,11 @@ def _base(store: RunStore, delta: Delta) -> dict[str, str]:
     try:
         folder, _ = locate(place, progress=say)
     except ModelError as error:
-        if delta.kind == "full":
+        if form == "model" or (delta.kind == "svf" and form == "adapter"):
             raise ModelError(
                 f"whole weights are the base's with their changes added, and cannot be put together without it: {error}"
+                if form == "model"
+                else f"an adapter is made of the base's singular vectors, and the base cannot be read: {error}"
             ) from error
         say(f"the base model is not on this machine: {error}")
         return {**known, "source": name}
@@ -151,10 +205,19 @@ def _base(store: RunStore, delta: Delta) -> dict[str, str]:
     return {**known, "source": str(folder)}
 
 
-def _load_lines(kind: str, folder: Path, base: str, dtype: Any) -> list[str]:
+def _load_lines(form: str, folder: Path, base: str, dtype: Any) -> list[str]:
     """Python that loads the model as the run had it: the base and the adapter onto it, or the whole model."""
     how = f", dtype={dtype!r}" if dtype else ""
-    if kind == "full":
+    if form == "vectors":
+        return [
+            "from twoclock.models.local import open_local",
+            "from twoclock.slow.svf_export import read_vectors",
+            "from twoclock.types import Conditioning",
+            "",
+            f"policy = open_local({base!r}{how})",
+            f"learned = Conditioning(delta=read_vectors({str(folder.absolute())!r}, policy.base_hash))",
+        ]
+    if form == "model":
         return [
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
             "",
@@ -176,9 +239,11 @@ def _load_lines(kind: str, folder: Path, base: str, dtype: Any) -> list[str]:
 def _in_words(found: Mapping[str, Any]) -> str:
     base = found["base"]
     rows = [
-        ["adapter" if found["kind"] == "lora" else "model", f"{found['folder']}: {', '.join(found['files'])}"],
+        [found["form"], f"{found['folder']}: {', '.join(found['files'])}"],
         ["state", f"{found['channel']} {found['state'][:12]} of {found['run']} after round {found['round']}"],
         ["base", base["name"] if base["name"] == base["source"] else f"{base['name']}, {base['source']}"],
         ["weights", base["hash"]],
     ]
+    if "truncation_error" in found:
+        rows.append(["left out", f"{found['truncation_error']:.2%} of the change (relative Frobenius norm)"])
     return "\n".join([table(rows, indent=""), "", *found["load"]])

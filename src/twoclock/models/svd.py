@@ -8,6 +8,7 @@ its file; a file cannot be taken for another matrix's. What takes less than a mo
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,14 +18,14 @@ from pathlib import Path
 import torch
 
 from twoclock.errors import ModelError, NumericsError, UnsupportedError
-from twoclock.hashing import content_hash, short
+from twoclock.hashing import canonical_json, content_hash, short
 from twoclock.models.cache import Progress, cache_root, exclusive
 from twoclock.nn.svf import Factoring, Factors, SingularChange, factorise
 
 __all__ = ["Spectra"]
 
 ALGORITHM = "gesdd-float32"
-FORMAT = "1"
+FORMAT = 1
 MOMENT = 1e8
 """Products O · I · min(O, I) of all matrices together below which nothing is kept on the disk."""
 TELL_EVERY = 30
@@ -74,8 +75,9 @@ class Spectra:
         parts = [f"{name} {self._digest(name)}" for name in sorted(names)]
         return content_hash("\n".join([_manner(factoring), *parts]))
 
-    def of(self, change: SingularChange) -> dict[str, Factors]:
-        """The factors that a change scales. Raises UnsupportedError where they are not those that it was made for."""
+    def of(self, change: SingularChange, *, as_kept: bool = False) -> dict[str, Factors]:
+        """The factors that a change scales; ``as_kept``: in the precision that they were kept in, not the modules'.
+        Raises UnsupportedError where they are not those that the change was made for."""
         names = list(change.offsets)
         if unknown := [name for name in names if name not in self._linears]:
             raise UnsupportedError(
@@ -87,7 +89,10 @@ class Spectra:
                 f"are {short(now)}: other weights, or the same ones rounded to another dtype; what scales the singular "
                 "values of one matrix means nothing on another"
             )
-        return self.factors(names, change.factoring)
+        if not as_kept:
+            return self.factors(names, change.factoring)
+        weights = {name: self._weight(name) for name in names}
+        return {n: self._read_or_make(n, w, self._digest(n), change.factoring, True) for n, w in weights.items()}
 
     # ------------------------------------------------------------------------------------------------------- one matrix
 
@@ -186,9 +191,9 @@ def _read(path: Path, shape: torch.Size) -> Factors | None:
 
     try:
         with safe_open(path, framework="pt") as file:
-            error = float((file.metadata() or {})["error"])
+            error = float(json.loads((file.metadata() or {})["twoclock"])["error"])
             u, s, vh = (file.get_tensor(name) for name in ("u", "s", "vh"))
-    except (OSError, SafetensorError, KeyError, ValueError):
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
     fits = s.dim() == 1 and u.shape == (shape[0], len(s)) and vh.shape == (len(s), shape[1])
     return Factors(u, s, vh, error) if fits and bool(torch.isfinite(s).all()) else None
@@ -204,8 +209,10 @@ def _write(path: Path, factors: Factors) -> None:
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", dir=path.parent)
     os.close(handle)
     try:
+        # One key: the library writes several in no fixed order.
+        head = canonical_json({"format": FORMAT, "algorithm": ALGORITHM, "error": factors.error})
         tensors = {"u": factors.u.cpu(), "s": factors.s.cpu(), "vh": factors.vh.cpu()}
-        save_file(tensors, name, metadata={"format": FORMAT, "algorithm": ALGORITHM, "error": repr(factors.error)})
+        save_file(tensors, name, metadata={"twoclock": head})
         with open(name, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(name, path)

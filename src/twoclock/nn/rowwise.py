@@ -22,6 +22,9 @@ from twoclock.nn.terms import Term
 
 __all__ = ["Gated", "Picked", "Rows", "mounted_groups", "mounted_rows"]
 
+FEW_ROWS = 256
+"""Up to so many rows, as in decoding, the gates that were gathered for them are kept from pass to pass."""
+
 
 @dataclass(frozen=True, eq=False)
 class Picked:
@@ -95,7 +98,8 @@ class Gated:
 
     def gate(self, picked: Picked) -> torch.Tensor:
         """[n, R], or [R] where one change has all the rows."""
-        if self.gates.requires_grad:
+        count = 1 if isinstance(picked.owners, int) else len(picked.owners)
+        if self.gates.requires_grad or count > FEW_ROWS:
             return self.gates[picked.owners]
         if id(self) not in picked.gates:
             picked.gates[id(self)] = self.gates[picked.owners]
@@ -174,7 +178,8 @@ class _Forward:
 
 
 def _thin(group: Gated, picked: Picked, x: torch.Tensor) -> torch.Tensor:
-    return nn.functional.linear(x, group.p) * group.gate(picked)
+    thin, gate = nn.functional.linear(x, group.p), group.gate(picked)
+    return thin * gate if thin.requires_grad or gate.requires_grad else thin.mul_(gate)
 
 
 def _groups(terms: Sequence[Term | None], bare: bool) -> list[Gated]:
