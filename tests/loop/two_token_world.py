@@ -1,0 +1,308 @@
+"""A world of two tokens, small enough to be enumerated, with the real loop, channels and store around it.
+
+A completion is a format and an answer, such as ``f3 a1``; both must be right. The base prefers format 0 whatever it is
+asked. The task ``first`` wants format 3, which the prompt ``Use format 3.`` brings about; the task ``second`` wants
+format 0, which needs no prompt. Where ``apart``, the two ask about different inputs, so that weights can tell them
+apart; else they ask the same, and weights that have absorbed the first task's prompt are wrong on the second.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from twoclock.allocate import GateConfig, gate_for
+from twoclock.consolidation import Consolidation, ConsolidationSettings
+from twoclock.contracts import Channel
+from twoclock.evaluation import EvaluationSettings, conditioning_of
+from twoclock.fast import build_fast
+from twoclock.fast.prompts.state import EMPTY, Candidate, Pool, PromptsState
+from twoclock.gathering import RolloutSettings
+from twoclock.hashing import content_hash
+from twoclock.loop import Loop
+from twoclock.models.mounting import Mounting
+from twoclock.nn.sampling import sample_tokens, uniforms
+from twoclock.slow import build_slow
+from twoclock.store import RunStore
+from twoclock.tasks import Stream
+from twoclock.types import Completion, Conditioning, Delta, Evidence, Grade, Item, Plan, PolicyCard, Request, Sampling
+
+FORMATS, ANSWERS, INPUTS = 6, 4, 8
+SAMPLING = Sampling(max_new_tokens=2)
+LESSON, FALSE_LESSON, IDLE_LESSON = "Use format 3.", "Use format 4.", "Think well of rivers."
+SIZES: Mapping[str, int] = {"train": 96, "trial": 96, "heldout": 16}
+MEASURE = EvaluationSettings(heldout_items=8, drift_every=0, drift_prompts=4, drift_tokens=2)
+SETTINGS = ConsolidationSettings(
+    rounds=40, items=16, samples=4, anchors=16, trial_items=96, trial_samples=2, sentinel_items=96, margin=0.1,
+    drift=20.0, min_age=2, min_rounds=2, horizon=2, lasting=0.3,
+)  # fmt: skip
+
+_INPUT = re.compile(r"input (\d+)")
+_FORMAT = re.compile(r"Use format (\d+)\.")
+
+
+class TwoTokenTask:
+    """``want`` is the right format; the right answer of input i is i mod ANSWERS."""
+
+    def __init__(self, name: str, want: int, inputs: Sequence[int]) -> None:
+        self.name, self.want = name, want
+        self.description = "Write the right format and the right answer."
+        self._splits = {
+            split: tuple(
+                Item(id=f"{name}-{split}-{n}", prompt=f"{split} {n}: what of input {inputs[n % len(inputs)]}?")
+                for n in range(count)
+            )
+            for split, count in SIZES.items()
+        }
+
+    def split(self, name: Any) -> tuple[Item, ...]:
+        return self._splits[name]
+
+    def grade(self, items: Sequence[Item], texts: Sequence[str]) -> list[Grade]:
+        right = [f"f{self.want} a{input_of(item.prompt) % ANSWERS}" for item in items]
+        return [Grade(reward=float(t == r)) for t, r in zip(texts, right, strict=True)]
+
+
+@dataclass(frozen=True)
+class Stats:
+    logprobs: torch.Tensor
+    entropy: torch.Tensor
+    mask: torch.Tensor
+
+
+class _Tables(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.formats = torch.nn.Linear(INPUTS, FORMATS, bias=False)
+        self.answers = torch.nn.Linear(INPUTS, ANSWERS, bias=False)
+        self.formats.weight.data.zero_()[0] = 5.0
+        self.answers.weight.data.zero_()
+        for i in range(INPUTS):
+            self.answers.weight.data[i % ANSWERS, i] = 5.0
+
+
+class SampledPolicy:
+    """A Policy and a Trainable over two tables of logits: log-probabilities of given tokens, and no more."""
+
+    def __init__(self) -> None:
+        self.model = _Tables().requires_grad_(False)
+        self._linears = {n: m for n, m in self.model.named_modules() if isinstance(m, torch.nn.Linear)}
+        self._mounting = Mounting(self.model, self._linears)
+        self._card = PolicyCard(name="two tokens", base_hash="two-tokens", trainable=True, context_tokens=4096)
+
+    @property
+    def card(self) -> PolicyCard:
+        return self._card
+
+    @property
+    def base_hash(self) -> str:
+        return self._card.base_hash
+
+    def _mount(self, delta: Delta | None) -> AbstractContextManager[None]:
+        return self._mounting(delta.payload if delta else None)
+
+    def logits(self, conditioning: Conditioning, change: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the formats [INPUTS, FORMATS] and of the answers [INPUTS, ANSWERS]."""
+        eye = torch.eye(INPUTS)
+        with self._mount(conditioning.delta) if change is None else self._mounting(change):
+            formats, answers = self.model.formats(eye), self.model.answers(eye)
+        shift = torch.zeros(FORMATS)
+        if found := _FORMAT.search(conditioning.system or ""):
+            shift[int(found[1])] = 9.0
+        return formats + shift, answers
+
+    @torch.no_grad()
+    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[tuple[Completion, ...]]:
+        tables: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        found = []
+        for request in requests:
+            told = request.conditioning
+            if told.id not in tables:
+                tables[told.id] = self.logits(told)
+            u = torch.tensor([uniforms(seed, 2).tolist() for seed in request.seeds], dtype=torch.float64)
+            at, drawn = input_of(request.prompt), []
+            for part, table in enumerate(tables[told.id]):
+                rows = table[at].expand(len(u), -1)
+                drawn.append(sample_tokens(rows, u[:, part], sampling.temperature, sampling.top_k, sampling.top_p))
+            found.append(tuple(self._completion(request, n, drawn) for n in range(len(u))))
+        return found
+
+    def _completion(self, request: Request, n: int, drawn: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Completion:
+        (formats, one), (answers, other) = drawn
+        return Completion(
+            tokens=(int(formats[n]), int(answers[n]) + FORMATS),
+            logprobs=(float(one[n]), float(other[n])),
+            text=f"f{int(formats[n])} a{int(answers[n])}",
+            finish="stop",
+            prompt_tokens=self.prompt_tokens(request.prompt, request.conditioning),
+        )
+
+    def prompt_tokens(self, prompt: str, conditioning: Conditioning) -> int:
+        return len(prompt.split()) + len((conditioning.system or "").split())
+
+    def linear_shapes(self, patterns: Sequence[str]) -> dict[str, tuple[int, int]]:
+        return {n: (m.out_features, m.in_features) for n, m in self._linears.items() if n in patterns}
+
+    def parameter_shapes(self, patterns: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        return {n: tuple(p.shape) for n, p in self.model.named_parameters()}
+
+    def chunks(self, prompts: Sequence[str], conditioning: Conditioning, completions: Any) -> list[list[int]]:
+        return [list(range(len(prompts)))] if prompts else []
+
+    def _logs(self, prompt: str, conditioning: Conditioning, change: Any, temperature: float) -> list[torch.Tensor]:
+        at = input_of(prompt)
+        return [torch.log_softmax(table[at] / temperature, -1) for table in self.logits(conditioning, change)]
+
+    def sequence_stats(
+        self,
+        prompts: Sequence[str],
+        conditioning: Conditioning,
+        completions: Any,
+        *,
+        temperature: float,
+        change: Any = None,
+    ) -> list[Stats]:
+        found = []
+        for prompt, answers in zip(prompts, completions, strict=True):
+            logs = self._logs(prompt, conditioning, change, temperature)
+            chosen = torch.stack([torch.stack([logs[0][a[0]], logs[1][a[1] - FORMATS]]) for a in answers])
+            entropy = torch.stack([-(part.exp() * part).sum().detach() for part in logs]).expand_as(chosen)
+            found.append(Stats(chosen, entropy, torch.ones_like(chosen)))
+        return found
+
+    @torch.no_grad()
+    def logprobs_under(
+        self, prompts: Any, completions: Any, conditionings: Sequence[Conditioning], *, temperature: float = 1.0
+    ) -> list[list[list[float]]]:
+        some = [[answer] for answer in completions]
+        rows = [self.sequence_stats(prompts, c, some, temperature=temperature) for c in conditionings]
+        return [[stat.logprobs[0].tolist() for stat in row] for row in rows]
+
+    @torch.no_grad()
+    def exact_kl(self, prompts: Any, completions: Any, p: Conditioning, q: Conditioning) -> list[float]:
+        if p.id == q.id:
+            return [0.0] * len(prompts)
+        return [float(self._kl(prompt, p, q, None, 1.0).mean()) for prompt in prompts]
+
+    def _kl(self, prompt: str, p: Conditioning, q: Conditioning, change: Any, temperature: float) -> torch.Tensor:
+        pairs = zip(self._logs(prompt, p, change, temperature), self._logs(prompt, q, None, temperature), strict=True)
+        return torch.stack([(a.exp() * (a - b.detach())).sum() for a, b in pairs])
+
+    @torch.no_grad()
+    def accuracy(self, conditioning: Conditioning, task: TwoTokenTask) -> float:
+        """The exact chance of a right answer, over the inputs that the task asks about."""
+        inputs = {input_of(item.prompt) for item in task.split("trial")}
+        formats, answers = (torch.softmax(table, -1) for table in self.logits(conditioning))
+        return sum(float(formats[i, task.want] * answers[i, i % ANSWERS]) for i in inputs) / len(inputs)
+
+
+class TwoTokenPolicy(SampledPolicy):
+    """The same with the KL over its whole vocabulary."""
+
+    def reverse_kl(
+        self,
+        prompts: Sequence[str],
+        conditioning: Conditioning,
+        completions: Any,
+        teachers: Sequence[Conditioning],
+        *,
+        temperature: float,
+        change: Any = None,
+    ) -> list[torch.Tensor]:
+        rows = zip(prompts, completions, teachers, strict=True)
+        return [self._kl(p, conditioning, t, change, temperature).expand(len(c), 2) for p, c, t in rows]
+
+
+class Idle:
+    """An allocator under which nobody learns."""
+
+    def plan(self, evidence: Evidence, channels: Any, history: Any) -> Plan:
+        return Plan()
+
+
+@dataclass
+class TwoTokenWorld:
+    """A run with a prompt for each task that is named, and a slow channel that has learned nothing yet."""
+
+    policy: Any = field(default_factory=TwoTokenPolicy)
+    apart: bool = True
+    told: Mapping[str, str] = field(default_factory=lambda: {"first": LESSON})
+    slow: str | None = "lora"
+    phases: tuple[tuple[str, int], ...] = (("first", 4), ("second", 2))
+    rollouts: RolloutSettings = field(default_factory=lambda: RolloutSettings(items=8, per_item=4, prompts_per_item=2))
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        inputs = list(range(INPUTS))
+        first, second = (inputs[:4], inputs[4:]) if self.apart else (inputs, inputs)
+        self.tasks = {"first": TwoTokenTask("first", 3, first), "second": TwoTokenTask("second", 0, second)}
+        options: dict[str, dict[str, Any]] = {
+            "lora": {"rank": 8, "learning_rate": 0.1, "targets": ["formats", "answers"]},
+            "full": {"learning_rate": 0.3},
+        }
+        self.channels: dict[str, Channel[Any]] = {"prompts": build_fast("prompts", {"empty_alternative": True})}
+        if self.slow:
+            self.channels[self.slow] = build_slow(self.slow, options[self.slow])
+
+    def state(self) -> PromptsState:
+        """The prompts that the world is told from the start."""
+        state = PromptsState()
+        for task, text in self.told.items():
+            candidate = Candidate(system=text, origin="instruction")
+            state = state.with_pool(task, Pool(candidates=(candidate, EMPTY), deployed=candidate.id))
+        return state
+
+    def lesson(self, task: str = "first") -> str:
+        return self.state().pool(task).deployed
+
+    @contextmanager
+    def run(self, path: Path, rounds: int = 0) -> Iterator[Loop]:
+        """A run in ``path``, begun and ``rounds`` rounds on; closed at the end."""
+        with RunStore.create(path, config={}) as store:
+            loop = self.loop(store)
+            loop.begin({"prompts": self.state()})
+            loop.run(rounds)
+            yield loop
+
+    def loop(self, store: RunStore) -> Loop:
+        return Loop(
+            store,
+            self.policy,
+            Stream(list(self.phases), self.tasks),
+            self.channels,
+            Idle(),
+            {name: gate_for(c.timescale, GateConfig()) for name, c in self.channels.items()},
+            seed=self.seed,
+            sampling=SAMPLING,
+            rollouts=self.rollouts,
+            evaluation=MEASURE,
+        )
+
+    def accuracy(self, loop: Loop, states: Mapping[str, Any], task: str = "first") -> float:
+        """What is deployed, exactly."""
+        return float(self.policy.accuracy(conditioning_of(self.channels, states, task), self.tasks[task]))
+
+
+def consolidation(loop: Loop, settings: ConsolidationSettings = SETTINGS, progress: Any = None) -> Consolidation:
+    return Consolidation(
+        loop.store,
+        loop.policy,
+        loop.stream,
+        loop.channels,
+        loop.evaluator,
+        sampling=loop.sampling,
+        seed=loop.seed,
+        settings=settings,
+        progress=progress,
+    )
+
+
+def input_of(prompt: str) -> int:
+    found = _INPUT.search(prompt)
+    return int(found[1]) if found else int(content_hash(prompt)[:8], 16) % INPUTS
