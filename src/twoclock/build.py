@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from twoclock.allocate import GateConfig, build_allocator, gate_for
 from twoclock.bench import Bench
 from twoclock.config import RunConfig, from_plain, overridden
+from twoclock.consolidation import Consolidation, ConsolidationSettings
 from twoclock.contracts import (
     Allocator,
     Channel,
@@ -76,6 +77,9 @@ class Parts:
         )
         self.keeping: StoreSettings = attempt(lambda: read_options(StoreSettings, config.store, "[store]"))
         self.watch: WatchSettings = attempt(lambda: read_options(WatchSettings, config.watch, "[watch]"))
+        self.consolidation: ConsolidationSettings = attempt(
+            lambda: read_options(ConsolidationSettings, config.consolidation, "[consolidation]")
+        )
         self.gate_config: GateConfig = attempt(lambda: read_options(GateConfig, config.gates, "[gates]"))
         reflector = attempt(lambda: build_reflector(config))
         # By name: a run that is opened again reads them from canonical JSON, and must join and record them alike.
@@ -239,6 +243,23 @@ class Session:
             keeping=parts.keeping,
             watch=parts.watch,
             observer=observer,
+        )
+
+    def consolidation(
+        self, settings: ConsolidationSettings | None = None, progress: Progress | None = None
+    ) -> Consolidation:
+        """What moves lessons to this run's weights; with the run's own settings where none are given."""
+        parts = self.parts
+        return Consolidation(
+            self.store,
+            self.policy,
+            parts.stream,
+            parts.channels,
+            self.evaluator,
+            sampling=parts.sampling,
+            seed=parts.seed,
+            settings=settings or parts.consolidation,
+            progress=progress,
         )
 
     def _drift_meter(self) -> Callable[[Workbench, Conditioning, int], tuple[float, float]]:

@@ -104,6 +104,7 @@ class RunConfig(Section):
     gates: dict[str, Any] = Field(default_factory=dict)
     measure: dict[str, Any] = Field(default_factory=dict)
     store: dict[str, Any] = Field(default_factory=dict)
+    consolidation: dict[str, Any] = Field(default_factory=dict)
     watch: dict[str, Any] = Field(default_factory=dict)
     reflector: ReflectorSection | None = None
     base_dir: str = "."

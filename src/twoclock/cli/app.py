@@ -31,6 +31,7 @@ VERBS: dict[str, str] = {
     "log": "The ledger: every proposal, verdict, reason and cost.",
     "diff": "What changed between two rounds.",
     "rollback": "Make the states of an earlier round live again.",
+    "consolidate": "Move lasting lessons from prompts and memories to the weights.",
     "eval": "Measure a run: the 2×2 of each task, drift, retention, cost.",
     "probe": "Drift, retention, plasticity, out of distribution: what learning did to a run.",
     "check": "Hold a run to limits, for pipelines.",
@@ -52,6 +53,7 @@ Exit codes:
   4    a run folder is missing, damaged, or in use by another process
   10   'twoclock check': a limit is passed
   11   'twoclock check': a limit is not decided (--strict) or not measured
+  12   'twoclock consolidate': a check failed, everything is as it was
   130  stopped by Ctrl-C; committed rounds are safe, 'twoclock resume' goes on
 
 \b

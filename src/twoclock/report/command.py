@@ -13,7 +13,7 @@ from twoclock.report.reading import part
 
 __all__ = ["run_command"]
 
-AS_GIVEN = ("tasks", "rollouts", "channels", "allocator", "gates", "measure", "watch")
+AS_GIVEN = ("tasks", "rollouts", "channels", "allocator", "gates", "measure", "watch", "consolidation")
 """Tables that a run keeps as they were given: what the file lacks here was set on the command line. In the others a
 run has defaults filled in, so there only what differs from the file is known to have been set."""
 
