@@ -22,6 +22,7 @@ from twoclock.errors import BudgetError, ConfigError, NumericsError, Unsupported
 from twoclock.evaluation import Cell, EvaluationSettings, Evaluator, conditioning_of, conditionings_of
 from twoclock.gathering import Gathering, RolloutSettings
 from twoclock.outcomes import Outcome, Searched, summary, taken_back, waits
+from twoclock.refusals import Refusals
 from twoclock.seeding import child_seed
 from twoclock.store import KeptRollout, RunStore
 from twoclock.types import (
@@ -100,6 +101,7 @@ class Loop:
         watching = watch or WatchSettings()
         self.watcher = Watcher(store, policy, self.channels, stream.tasks, watching, sampling, seed)
         self.observer: LoopObserver = observer or Silent()
+        self.refusals = Refusals(store, self.channels)
         self._clocks = {name: channel.timescale for name, channel in self.channels.items()}
         self._check()
         self.states: dict[str, Any] = {}
@@ -358,7 +360,8 @@ class Loop:
         began = time.perf_counter()
         name = outcome.assignment.channel
         bench = self._bench(name, task)
-        outcome.verdict = self.gates[name].judge(
+        change = self.refusals.change(name, task.name, self.states, outcome.offer.state)
+        outcome.verdict = self.refusals.verdict(change) or self.gates[name].judge(
             bench,
             self.channels[name],
             self.states[name],
@@ -367,6 +370,7 @@ class Loop:
             outcome.assignment.budget,
             child_seed("judge", self.seed, number, name),
         )
+        self.refusals.note(change, number, outcome.verdict)
         if not outcome.accepted and outcome.offer.fallback is not None:
             # Nobody has judged it, so it may only be kept where it speaks to the model as the live state does.
             channel, fallback = self.channels[name], outcome.offer.fallback

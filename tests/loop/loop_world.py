@@ -20,6 +20,7 @@ from twoclock.seeding import child_rng
 from twoclock.store import RunStore
 from twoclock.tasks import Stream
 from twoclock.types import Conditioning, Snapshot
+from twoclock.watching import WatchSettings
 
 ROLLOUTS = RolloutSettings(items=4, per_item=4, prompts_per_item=2)
 BOTH = ("lora", "prompts")
@@ -42,6 +43,7 @@ class World:
     rollouts: RolloutSettings = ROLLOUTS
     measure: EvaluationSettings = MEASURE
     keeping: StoreSettings | None = None
+    watch: WatchSettings | None = None
     tasks: Mapping[str, Task] = field(
         default_factory=lambda: {"largest": tiny_task(), "smallest": tiny_task("smallest", want="smallest")}
     )
@@ -69,6 +71,7 @@ class World:
             rollouts=self.rollouts,
             evaluation=self.measure,
             keeping=self.keeping,
+            watch=self.watch,
             observer=observer,
         )
 
