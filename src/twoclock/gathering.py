@@ -11,7 +11,7 @@ Everything follows from (seed, round) and the ledger, so a resumed run gathers t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from twoclock.bench import grade_rollouts, sample_items, sampling_cost
@@ -178,9 +178,10 @@ class Gathering:
         result.deployed = {
             item.id: request.conditioning.id for item, request in zip(items, requests[:: max(places, 1)], strict=True)
         }
+        live = {request.conditioning.text_id: request.conditioning for request in requests}
         for group in fresh:
             again = [k for (item_id, _), rows in taken.items() if item_id == group.item.id for k in rows]
-            result.conditionings |= {k.conditioning_id: _recalled(k) for k in again}
+            result.conditionings |= {k.conditioning_id: _recalled(k, live) for k in again}
             old = tuple(_rollout(kept, number - kept.round) for kept in again)
             result.groups.append(Group(item=group.item, rollouts=old + group.rollouts))
             result.reused += len(old)
@@ -239,7 +240,8 @@ def _places(item: Item, conditionings: Sequence[Conditioning]) -> list[Condition
     does not, or no prompt at all."""
     asked = [c.for_item(item) for c in conditionings]
     clean = [c for c in asked if not _shows(c, item)]
-    instead = clean[0] if clean else Conditioning(delta=conditionings[0].delta)
+    first = conditionings[0]
+    instead = clean[0] if clean else Conditioning(delta=first.delta, shifts=first.shifts)
     return [instead if _shows(c, item) else c for c in asked]
 
 
@@ -247,12 +249,20 @@ def _shows(conditioning: Conditioning, item: Item) -> bool:
     return any(question == item.prompt for question, _ in conditioning.exemplars)
 
 
-def _recalled(kept: KeptRollout) -> Conditioning:
-    """What the rollout was sampled under. Of its weights only the name is known here: they cannot be mounted."""
+def _recalled(kept: KeptRollout, live: Mapping[str, Conditioning] | None = None) -> Conditioning:
+    """What the rollout was sampled under. Of its weights only the name is known here: they cannot be mounted. The
+    changes that its shifts are made of are those of the same shifts in ``live``, by text id."""
     delta = Delta(kept.delta, "recalled", "", None) if kept.delta else None
-    return Conditioning(
-        system=kept.system, exemplars=kept.exemplars, notes=kept.notes, recalled=kept.recalled, delta=delta
+    told = Conditioning(
+        system=kept.system,
+        exemplars=kept.exemplars,
+        notes=kept.notes,
+        recalled=kept.recalled,
+        delta=delta,
+        shifts=kept.shifts,
     )
+    same = (live or {}).get(told.text_id)
+    return told if same is None else replace(told, shifts=same.shifts)
 
 
 def _rollout(kept: KeptRollout, age: int) -> Rollout:

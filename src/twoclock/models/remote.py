@@ -76,6 +76,12 @@ class RemotePolicy:
                     f"the model {self._card.name!r} is behind an endpoint ({self._endpoint.url}), so weights cannot be "
                     "changed there; use fast channels only, or a local model"
                 )
+            if request.conditioning.shifts:
+                raise UnsupportedError(
+                    f"the model {self._card.name!r} is behind an endpoint ({self._endpoint.url}), which gives texts "
+                    "and not the logits that a shift is added to; see twoclock.models.remote_proxy for what an "
+                    "endpoint with top log-probabilities can do, or use a local model"
+                )
         jobs = [(request, seed) for request in requests for seed in request.seeds]
         call = _Call(self._endpoint, sampling, give_up_after=self._max_concurrency)
         with ThreadPoolExecutor(max_workers=self._max_concurrency) as pool:

@@ -176,7 +176,9 @@ class Ledger:
 
     def _add_conditionings(self, db: sqlite3.Connection, conditionings: Mapping[str, Conditioning]) -> None:
         values = (rows.conditioning_values(key, conditioning) for key, conditioning in conditionings.items())
-        _insert(db, "conditionings", "id, system, exemplars, delta, notes, recall, recalled", values, "OR IGNORE")
+        _insert(
+            db, "conditionings", "id, system, exemplars, delta, notes, recall, recalled, shifts", values, "OR IGNORE"
+        )
 
     def _add_rollouts(self, db: sqlite3.Connection, evidence: Evidence, purpose: str) -> None:
         sampled_under = {rollout.conditioning_id for rollout in evidence.rollouts}

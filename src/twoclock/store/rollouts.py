@@ -16,7 +16,8 @@ from typing import Any
 
 from twoclock.errors import StoreError
 from twoclock.store.rows import number, optional, text
-from twoclock.types import Completion, Evidence, Grade, Rollout
+from twoclock.store.shifts import shifts_of
+from twoclock.types import Completion, Evidence, Grade, Rollout, Shift
 
 __all__ = ["KeptRollout", "RolloutRow"]
 
@@ -42,7 +43,7 @@ ROWS = """
 KEPT = """
     SELECT r.id, r.round, r.item_id, r.conditioning_id, r.seed, r.text, r.reward, r.feedback, r.failure, r.finish,
         r.prompt_tokens, r.error, r.tokens, r.logprobs, c.system, c.exemplars,
-        c.notes, c.recalled, c.delta
+        c.notes, c.recalled, c.delta, c.shifts
     FROM rollouts r JOIN conditionings c ON c.id = r.conditioning_id
     WHERE r.task = ? AND r.item_id IN ({marks}) AND r.purpose = 'search' AND r.round >= ? AND r.tokens IS NOT NULL"""
 
@@ -87,6 +88,8 @@ class KeptRollout:
     recalled: tuple[str, ...] = ()
     delta: str | None
     """The id of the delta; None is the base."""
+    shifts: tuple[Shift, ...] = ()
+    """With the names of their changes of weights alone, as ``delta``."""
     seed: int
     completion: Completion
     grade: Grade
@@ -163,6 +166,7 @@ def _kept_of(row: sqlite3.Row, item_id: str) -> KeptRollout:
         notes=tuple(json.loads(row["notes"])),
         recalled=tuple(json.loads(row["recalled"])),
         delta=row["delta"],
+        shifts=shifts_of(json.loads(row["shifts"])),
         seed=row["seed"],
         completion=Completion(
             tokens=unpack_tokens(row["tokens"]),

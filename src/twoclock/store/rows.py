@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from twoclock.errors import NumericsError, StoreError
 from twoclock.hashing import canonical_json
+from twoclock.store.shifts import plain_shifts
 from twoclock.types import (
     Conditioning,
     Cost,
@@ -102,7 +103,9 @@ def conditioning_values(key: str, conditioning: Conditioning) -> tuple[Any, ...]
     delta = conditioning.delta.id if conditioning.delta else None
     memory = (conditioning.notes, [recall.id for recall in conditioning.recall], conditioning.recalled)
     where = f"the memory of conditioning {key}"
-    return (key, optional(conditioning.system), exemplars, delta, *(dumps(list(part), where) for part in memory))
+    shifts = dumps(plain_shifts(conditioning.shifts), f"the shifts of conditioning {key}")
+    told = (dumps(list(part), where) for part in memory)
+    return (key, optional(conditioning.system), exemplars, delta, *told, shifts)
 
 
 def evaluation_values(evaluation: Evaluation, at: float) -> tuple[Any, ...]:
@@ -178,4 +181,5 @@ def conditioning_of(row: sqlite3.Row) -> dict[str, Any]:
         "recall": cast(Sequence[str], json.loads(row["recall"])),
         "recalled": cast(Sequence[str], json.loads(row["recalled"])),
         "delta": row["delta"],
+        "shifts": cast(Sequence[dict[str, Any]], json.loads(row["shifts"])),
     }

@@ -111,6 +111,11 @@ MIGRATIONS: tuple[Migration, ...] = (
             for name in ("notes", "recall", "recalled")
         ),
     ),
+    Migration(
+        5,
+        "shifts of the logits",
+        ("ALTER TABLE conditionings ADD COLUMN shifts TEXT NOT NULL DEFAULT '[]'",),
+    ),
 )
 
 LATEST = MIGRATIONS[-1].number
