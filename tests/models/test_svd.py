@@ -151,7 +151,7 @@ def test_layers_that_have_no_plain_matrix(tmp_path: Path) -> None:
     spectra = Spectra({**layers, "q": quantised}, cache_dir=tmp_path)
     with pytest.raises(NumericsError, match=r"layer\.0: the matrix has NaN"):
         spectra.factors(["layer.0"], FULL)
-    with pytest.raises(UnsupportedError, match="q is no plain linear layer .* leave it out of targets"):
+    with pytest.raises(UnsupportedError, match=r"q is no plain linear layer .* leave it out of targets"):
         spectra.factors(["q"], FULL)
 
 

@@ -1,4 +1,4 @@
-"""The channel ``svf``: its steps against torch's AdamW on dense matrices put together from z, and its state as a value."""
+"""The channel ``svf``: its steps against torch's AdamW on z, through dense matrices; its state as a value."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_what_is_refused(policy: LocalPolicy, evidence: Evidence, tmp_path: Path
     with pytest.raises(UnsupportedError, match="trained on base weights"):
         SvfChannel(CONFIG).propose(bench(other), state, evidence, Budget(), 0)
     # The same name for other weights: the matrices themselves are known too.
-    with pytest.raises(UnsupportedError, match="belongs to the matrices .* means nothing on another"):
+    with pytest.raises(UnsupportedError, match=r"belongs to the matrices .* means nothing on another"):
         other.sequence_stats(["hi"], Conditioning(), [[[5, 6]]], temperature=1.0, change=state.payload(state.offsets))
     for changed in (replace(CONFIG, rank=3), replace(CONFIG, targets=("q_proj",))):
         with pytest.raises(ConfigError, match="set targets, rank and precision as they were"):

@@ -51,7 +51,7 @@ class LocalPolicy:
         max_rows: int = 64,
         packed_tokens: int = 2048,
         check: bool = True,
-        svf_form: SvfForm = "delta",
+        svf_form: SvfForm = "factored",
         cache_dir: Path | str | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:

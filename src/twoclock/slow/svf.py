@@ -108,7 +108,7 @@ class SvfState:
 def delta_of(change: SingularChange, base: str) -> Delta:
     """The change as a delta on the base weights of that hash."""
     parts = [f"svf {base} {change.spectrum}"]
-    parts += [f"{n} {content_hash(t.contiguous().numpy().tobytes())}" for n, t in change.offsets.items()]
+    parts += [f"{n} {content_hash(t.contiguous().numpy().tobytes())}" for n, t in sorted(change.offsets.items())]
     return Delta(content_hash("\n".join(parts)), "svf", base, change)
 
 
