@@ -7,14 +7,16 @@ attention by memory (below):
     lmm     x + W_O (norm(M(n)) ⊙ SiLU(W_G n))
     mag     x + W_O (SWA(n) ⊗ M(n))
     mal     x' = x + W_O (norm(M(n)) ⊙ SiLU(W_G n)), then x' + W_O' SWA(norm(x'))
-    mac     of a segment s, with M' the memory before it: h = M'(s W_Q), y = Attention([p ‖ h ‖ s]),
-            M is written with norm(y), and x + W_O (y ⊗ M(norm(y)))
+    mac     of a segment s = n, with M' the memory before it: h = M'(s W_Q), y = x + W_O Attention([p ‖ h ‖ s]),
+            M is written with norm(y), and y + W_O' (norm(y) ⊗ M(norm(y)))
     window, full    x + W_O SWA(n), W_O Attention(n)
 
 (Behrouz, Zhong and Mirrokni, "Titans", arXiv:2501.00663, equations 19-31.) Where we depart from the paper or it is
 silent: in ``mac`` the last read is of each token's own time, not of the segment's end, and a token sees only the reads
-h of its own and earlier numbers; otherwise later tokens would be seen. y ⊗ m is norm(y) ⊙ (1 + norm(m)), or
-norm(y) ⊙ 2 sigmoid(norm(m)), both norm(y) where the memory says 0. Persistent tokens have no position.
+h of its own and earlier numbers; otherwise later tokens would be seen; its attention has a residual before the memory
+(without, the memory never sees a token but through the attention's weights, and learned far less). y ⊗ m is norm(y) ⊙
+(1 + norm(m)), or norm(y) ⊙ 2 sigmoid(norm(m)), both norm(y) where the memory says 0. Persistent tokens have no
+position.
 
 Legend: B rows, T tokens, X width of the model.
 """
@@ -62,6 +64,7 @@ class Block(nn.Module):
             self.attention_norm = Norm(width, eps)
         if self.kind == "mal":
             self.second_norm = Norm(width, eps)
+        if self.kind in ("mac", "mal"):
             self.second_out = Weight(width, width, scale)
         if self.kind == "mac":
             self.context_query = ContextQuery(config)
@@ -163,7 +166,7 @@ class Block(nn.Module):
             cache = replace(cache, memory=memory, opened=memory.weights)
         assert cache.past is not None
         layout = lay_out(cache.past.held, live, x.shape[1], self.config.segment)
-        parts: tuple[torch.Tensor, ...] = (n, q, k, v)
+        parts: tuple[torch.Tensor, ...] = (x, n, q, k, v)
         if layout.index is not None:
             parts = tuple(_gathered(p, layout.index.to(x.device)) for p in parts)
         shared = self._shared(self.norm)
@@ -174,7 +177,7 @@ class Block(nn.Module):
             outs.append(out)
         if not outs:
             return x, cache
-        return x + self.out(_scattered(torch.cat(outs, dim=1), layout.index, x.shape[1])), cache
+        return _scattered(torch.cat(outs, dim=1), layout.index, x.shape[1]), cache
 
     def _segment(
         self,
@@ -183,8 +186,8 @@ class Block(nn.Module):
         frame: Frame,
         shared: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> tuple[torch.Tensor, LayerCache]:
-        """A frame's tokens, of each row those of one segment: the weighed output [B, c, X] and the state after."""
-        n, q, k, v = parts
+        """A frame's tokens, of each row those of one segment: what becomes of x [B, c, X], and the state after."""
+        x, n, q, k, v = parts
         before, context, memory = cache.past, cache.context, cache.memory
         assert before is not None
         assert context is not None
@@ -198,12 +201,12 @@ class Block(nn.Module):
         seen = segment_attention(
             q, (k, v), told, before, context, self.config.segment, self.config.rope_base, mask, shared
         )
-        seen = seen.transpose(1, 2).flatten(2)
-        if memory is None or told is None:
-            out = self._weighed(seen, None)
-        else:
-            found = self.memory.step(memory, self.attention_norm(seen), mask)
-            out, memory = self._weighed(seen, found.read), found.state
+        y = x + self.out(seen.transpose(1, 2).flatten(2))
+        read = None
+        if memory is not None and told is not None:
+            found = self.memory.step(memory, self.attention_norm(y), mask)
+            read, memory = found.read, found.state
+        out = y + self.second_out(self._weighed(y, read))
         past = _within(past_after(before, k, v, counts, None), self.config.segment)
         if told is not None:
             context = _within(past_after(context, *told, counts, None), self.config.segment)

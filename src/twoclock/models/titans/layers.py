@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from twoclock.errors import ConfigError, NumericsError
 from twoclock.models.titans.config import TitansConfig
 from twoclock.nn.delta_memory import delta_step, is_delta
 from twoclock.nn.neural_memory import memory_read, memory_step
@@ -151,7 +152,15 @@ class Memory(nn.Module):
         self, state: MemoryState, x: torch.Tensor, mask: torch.Tensor | None, telemetry: bool = False
     ) -> MemoryStep:
         """Writes x [B, T, X] and reads on the way."""
-        return layer_step(self.values, state, x, mask=mask, kernel=self.kernel, telemetry=telemetry)
+        try:
+            return layer_step(self.values, state, x, mask=mask, kernel=self.kernel, telemetry=telemetry)
+        except ConfigError as error:
+            if bool(x.isfinite().all()):
+                raise
+            raise NumericsError(
+                "a memory was given NaN or infinity: that of a layer before it has diverged, or training has; set "
+                f"memory={{'clip': …}} or lower its max_rate (clip is {self.spec.clip}, max_rate {self.spec.max_rate})"
+            ) from error
 
     def read(self, state: MemoryState, weights: tuple[torch.Tensor, ...], queries: torch.Tensor) -> torch.Tensor:
         """What these weights [B, H, in, out] say to queries [B, H, T, D]: [B, T, X]. Nothing is written."""
