@@ -77,11 +77,25 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "allocator": {**SEARCHING, "warmstart": 6},
         "rollouts": {"prompts_per_item": 1, "under": "none", "reuse": False},
     },
+    "bandit": {
+        "channels": {"prompts": {}, "lora": {"objective": "cispo"}},
+        "allocator": {"name": "bandit"},
+        "rollouts": {"prompts_per_item": 2},
+    },
+    "evidence": {
+        "channels": {"prompts": {}, "lora": {"objective": "cispo", "grouping": "prompt"}},
+        "allocator": {"name": "evidence"},
+        "rollouts": {"prompts_per_item": 2},
+    },
 }
 
 
 def test_there_are_the_published_arms_and_the_missing_ones() -> None:
     assert list(RECIPES) == list(EXPECTED)
+    watched = {name: recipe.watch for name, recipe in RECIPES.items() if recipe.watch}
+    assert watched == {"evidence": {"fast": True, "slow": True}}
+    assert applied("evidence", watch={"slow": False})["watch"] == {"fast": True, "slow": False}
+    assert "watch" not in applied("fst")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -1,6 +1,6 @@
 """Recipes: the arms that Fast-Slow Training (arXiv:2605.12484) is compared in, each one line of a configuration.
 
-``recipe = "fst"`` fills in channels, allocator, gates and rollouts; what the user set himself wins, key by key. Only
+``recipe = "fst"`` fills in channels, allocator, gates, rollouts and the watch; what the user set himself wins, key by key. Only
 what makes an arm what it is called cannot be set to something else. What an arm does not use is left out even where the
 file configures it, so that one file serves every arm. Filling in again changes nothing: a run records its configuration
 filled in, with the recipe's name in it.
@@ -44,6 +44,7 @@ class Recipe:
     allocator: Options = field(default_factory=lambda: {"name": "fixed"})
     gates: Options = field(default_factory=dict)
     rollouts: Options = field(default_factory=lambda: {"prompts_per_item": 1})
+    watch: Options = field(default_factory=dict)
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """``slow.KEY`` or ``allocator.KEY`` → the values that leave the arm what it is called; a user may set no other."""
 
@@ -95,6 +96,22 @@ RECIPES: Mapping[str, Recipe] = {
         rollouts={"prompts_per_item": 1, "under": "none", "reuse": False},
         only={"slow.objective": ("distill",)},
     ),
+    "bandit": Recipe(
+        summary="one clock a round, drawn by what its turns have brought for their cost",
+        fast={"prompts": {}},
+        slow=CISPO,
+        allocator={"name": "bandit"},
+        rollouts={"prompts_per_item": 2},
+    ),
+    # A mean a prompt: what lies between prompts is the fast clock's merit, and no gradient is to learn it.
+    "evidence": Recipe(
+        summary="each clock while its learning is believed to be worth it; writes are watched and taken back",
+        fast={"prompts": {}},
+        slow={**CISPO, "grouping": "prompt"},
+        allocator={"name": "evidence"},
+        rollouts={"prompts_per_item": 2},
+        watch={"fast": True, "slow": True},
+    ),
 }
 """Name → arm."""
 
@@ -123,6 +140,8 @@ def apply_recipe(data: Mapping[str, Any]) -> dict[str, Any]:
         full["rollouts"] = _rollouts(recipe, given)
     if isinstance(given := full.get("gates", {}), dict):
         full["gates"] = {**recipe.gates, **given}
+    if recipe.watch and isinstance(given := full.get("watch", {}), dict):
+        full["watch"] = {**recipe.watch, **given}
     if full != data and not problems:  # a filled-in one may be given another stream: its stretches stay as they were
         problems += _stretch_problems(name, full)
     if problems:
