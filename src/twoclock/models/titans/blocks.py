@@ -196,13 +196,13 @@ class Block(nn.Module):
         told = None
         if memory is not None and not self.config.memory_zeroed:
             cache = replace(cache, opened=_opened(cache.opened, memory, before, counts))
-            read = self.memory.read(memory, cache.opened, self.context_query(n)).to(n.dtype)
-            told = self.heads.pairs(self.context_norm(read))
+            heard = self.memory.read(memory, cache.opened, self.context_query(n)).to(n.dtype)
+            told = self.heads.pairs(self.context_norm(heard))
         seen = segment_attention(
             q, (k, v), told, before, context, self.config.segment, self.config.rope_base, mask, shared
         )
         y = x + self.out(seen.transpose(1, 2).flatten(2))
-        read = None
+        read: torch.Tensor | None = None
         if memory is not None and told is not None:
             found = self.memory.step(memory, self.attention_norm(y), mask)
             read, memory = found.read, found.state
