@@ -39,7 +39,7 @@ LESSON, FALSE_LESSON, IDLE_LESSON = "Use format 3.", "Use format 4.", "Think wel
 SIZES: Mapping[str, int] = {"train": 96, "trial": 96, "heldout": 16}
 MEASURE = EvaluationSettings(heldout_items=8, drift_every=0, drift_prompts=4, drift_tokens=2)
 SETTINGS = ConsolidationSettings(
-    rounds=40, items=16, samples=4, anchors=16, trial_items=96, trial_samples=2, sentinel_items=96, margin=0.1,
+    rounds=40, items=16, samples=2, anchors=16, trial_items=96, trial_samples=1, sentinel_items=96, margin=0.1,
     drift=20.0, min_age=2, min_rounds=2, horizon=2, lasting=0.3,
 )  # fmt: skip
 
@@ -119,26 +119,26 @@ class SampledPolicy:
 
     @torch.no_grad()
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[tuple[Completion, ...]]:
-        tables: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        found = []
-        for request in requests:
-            told = request.conditioning
-            if told.id not in tables:
-                tables[told.id] = self.logits(told)
-            u = torch.tensor([uniforms(seed, 2).tolist() for seed in request.seeds], dtype=torch.float64)
-            at, drawn = input_of(request.prompt), []
-            for part, table in enumerate(tables[told.id]):
-                rows = table[at].expand(len(u), -1)
-                drawn.append(sample_tokens(rows, u[:, part], sampling.temperature, sampling.top_k, sampling.top_p))
-            found.append(tuple(self._completion(request, n, drawn) for n in range(len(u))))
-        return found
+        if not any(request.seeds for request in requests):
+            return [() for _ in requests]
+        tables = {r.conditioning.id: r.conditioning for r in requests}
+        logits = {key: self.logits(told) for key, told in tables.items()}
+        rows = [(request, seed) for request in requests for seed in request.seeds]
+        u = torch.tensor([uniforms(seed, 2).tolist() for _, seed in rows], dtype=torch.float64)
+        drawn = []
+        for part in (0, 1):
+            table = torch.stack([logits[r.conditioning.id][part][input_of(r.prompt)] for r, _ in rows])
+            some = sample_tokens(table, u[:, part], sampling.temperature, sampling.top_k, sampling.top_p)
+            drawn.append([column.tolist() for column in some])
+        done = iter(self._completion(request, n, drawn) for n, (request, _) in enumerate(rows))
+        return [tuple(next(done) for _ in request.seeds) for request in requests]
 
-    def _completion(self, request: Request, n: int, drawn: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Completion:
-        (formats, one), (answers, other) = drawn
+    def _completion(self, request: Request, n: int, drawn: Sequence[Sequence[Sequence[float]]]) -> Completion:
+        tokens = [int(part[0][n]) for part in drawn]
         return Completion(
-            tokens=(int(formats[n]), int(answers[n]) + FORMATS),
-            logprobs=(float(one[n]), float(other[n])),
-            text=f"f{int(formats[n])} a{int(answers[n])}",
+            tokens=(tokens[0], tokens[1] + FORMATS),
+            logprobs=tuple(part[1][n] for part in drawn),
+            text=f"f{tokens[0]} a{tokens[1]}",
             finish="stop",
             prompt_tokens=self.prompt_tokens(request.prompt, request.conditioning),
         )
@@ -155,9 +155,9 @@ class SampledPolicy:
     def chunks(self, prompts: Sequence[str], conditioning: Conditioning, completions: Any) -> list[list[int]]:
         return [list(range(len(prompts)))] if prompts else []
 
-    def _logs(self, prompt: str, conditioning: Conditioning, change: Any, temperature: float) -> list[torch.Tensor]:
-        at = input_of(prompt)
-        return [torch.log_softmax(table[at] / temperature, -1) for table in self.logits(conditioning, change)]
+    def _logs(self, conditioning: Conditioning, change: Any, temperature: float) -> list[torch.Tensor]:
+        """Log-probabilities [INPUTS, tokens] of each part."""
+        return [torch.log_softmax(table / temperature, -1) for table in self.logits(conditioning, change)]
 
     def sequence_stats(
         self,
@@ -168,11 +168,12 @@ class SampledPolicy:
         temperature: float,
         change: Any = None,
     ) -> list[Stats]:
-        found = []
+        found, logs = [], self._logs(conditioning, change, temperature)
         for prompt, answers in zip(prompts, completions, strict=True):
-            logs = self._logs(prompt, conditioning, change, temperature)
-            chosen = torch.stack([torch.stack([logs[0][a[0]], logs[1][a[1] - FORMATS]]) for a in answers])
-            entropy = torch.stack([-(part.exp() * part).sum().detach() for part in logs]).expand_as(chosen)
+            one, two = (part[input_of(prompt)] for part in logs)
+            index = torch.tensor(answers)
+            chosen = torch.stack([one[index[:, 0]], two[index[:, 1] - FORMATS]], 1)
+            entropy = torch.stack([-(part.exp() * part).sum().detach() for part in (one, two)]).expand_as(chosen)
             found.append(Stats(chosen, entropy, torch.ones_like(chosen)))
         return found
 
@@ -188,11 +189,12 @@ class SampledPolicy:
     def exact_kl(self, prompts: Any, completions: Any, p: Conditioning, q: Conditioning) -> list[float]:
         if p.id == q.id:
             return [0.0] * len(prompts)
-        return [float(self._kl(prompt, p, q, None, 1.0).mean()) for prompt in prompts]
+        kl = self._kl(self._logs(p, None, 1.0), self._logs(q, None, 1.0))
+        return [float(kl[input_of(prompt)].mean()) for prompt in prompts]
 
-    def _kl(self, prompt: str, p: Conditioning, q: Conditioning, change: Any, temperature: float) -> torch.Tensor:
-        pairs = zip(self._logs(prompt, p, change, temperature), self._logs(prompt, q, None, temperature), strict=True)
-        return torch.stack([(a.exp() * (a - b.detach())).sum() for a, b in pairs])
+    def _kl(self, p: Sequence[torch.Tensor], q: Sequence[torch.Tensor]) -> torch.Tensor:
+        """[INPUTS, 2]."""
+        return torch.stack([(a.exp() * (a - b.detach())).sum(-1) for a, b in zip(p, q, strict=True)], 1)
 
     @torch.no_grad()
     def accuracy(self, conditioning: Conditioning, task: TwoTokenTask) -> float:
@@ -215,8 +217,10 @@ class TwoTokenPolicy(SampledPolicy):
         temperature: float,
         change: Any = None,
     ) -> list[torch.Tensor]:
+        own = self._logs(conditioning, change, temperature)
+        taught = {c.id: self._kl(own, self._logs(c, None, temperature)) for c in {t.id: t for t in teachers}.values()}
         rows = zip(prompts, completions, teachers, strict=True)
-        return [self._kl(p, conditioning, t, change, temperature).expand(len(c), 2) for p, c, t in rows]
+        return [taught[t.id][input_of(p)].expand(len(c), 2) for p, c, t in rows]
 
 
 class Idle:

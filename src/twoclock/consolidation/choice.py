@@ -26,8 +26,8 @@ class LessonEvidence:
 
     record: LessonRecord
     """Its graded applications; a step is a round."""
-    since: int | None
-    """The first round that wrote it; None where the ledger does not say."""
+    since: int
+    """The first round that wrote it; 0 where it was there from the start."""
     age: int
     """Rounds since then."""
 
@@ -158,9 +158,8 @@ def lesson_evidence(
     found = {}
     for lesson in lessons:
         if lesson.id in records:
-            since = written.get(lesson.id, int(lesson.since) if lesson.since else None)
-            age = last - since if since is not None else 0
-            found[lesson.id] = LessonEvidence(record=records[lesson.id], since=since, age=age)
+            since = written.get(lesson.id, int(lesson.since))
+            found[lesson.id] = LessonEvidence(record=records[lesson.id], since=since, age=max(0, last - since))
     return found
 
 
