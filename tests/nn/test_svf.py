@@ -204,11 +204,12 @@ def test_terms_are_the_delta_form_and_the_bare_one_the_factored() -> None:
     factors = factorise(w)
     (term,) = singular_terms(SingularChange({"m": offset}, Factoring(), "id"), {"m": factors}).values()
     torch.testing.assert_close(added(x @ w.T, x, term), x @ w.T + delta_term(x, factors, offset))
-    assert term.bare is not None
-    torch.testing.assert_close((x @ term.p.T * term.bare) @ term.q, factored_product(x, factors, offset))
+    assert term.base is not None
+    assert term.gate is not None
+    torch.testing.assert_close((x @ term.p.T * (term.gate + term.base)) @ term.q, factored_product(x, factors, offset))
     part = factorise(w, Factoring(rank=3))
     (term,) = singular_terms(SingularChange({"m": offset[:3]}, Factoring(rank=3), "id"), {"m": part}).values()
-    assert term.bare is None
+    assert term.base is None
     with pytest.raises(ConfigError, match="m has 3 singular values, and its change has the shape"):
         singular_terms(SingularChange({"m": offset}, Factoring(rank=3), "id"), {"m": part})
 

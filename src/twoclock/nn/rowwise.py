@@ -193,8 +193,7 @@ def _groups(terms: Sequence[Term | None], bare: bool) -> list[Gated]:
     for members in lasting.values():
         first = terms[members[0]]
         assert first is not None
-        whole = bare and first.bare is not None
-        found.append(_gated(terms, members, first.p, first.q, whole))
+        found.append(_gated(terms, members, first, bare and first.base is not None))
     if own:
         found.append(_side_by_side(terms, own))
     # One product can take the base's place; of several factorings of a base, the others are added.
@@ -203,13 +202,17 @@ def _groups(terms: Sequence[Term | None], bare: bool) -> list[Gated]:
     return found
 
 
-def _gated(terms: Sequence[Term | None], members: list[int], p: torch.Tensor, q: torch.Tensor, bare: bool) -> Gated:
-    zero = p.new_zeros(p.shape[0])
-    gates = []
-    for k, term in enumerate(terms):
-        gate = None if term is None or k not in members else term.bare if bare else term.gate
-        gates.append(zero if gate is None else gate.to(p))
-    return Gated(p, q, torch.stack(gates), tuple(members), bare, True)
+def _gated(terms: Sequence[Term | None], members: list[int], first: Term, bare: bool) -> Gated:
+    assert first.gate is not None
+    mine = [terms[k].gate for k in members]  # type: ignore[union-attr]
+    gates = torch.stack([g for g in mine if g is not None])
+    if bare and first.base is not None:
+        gates = gates + first.base
+    gates = gates.to(first.p)
+    if len(members) < len(terms):
+        at = torch.tensor(members, device=gates.device)
+        gates = gates.new_zeros(len(terms), gates.shape[1]).index_copy(0, at, gates)
+    return Gated(first.p, first.q, gates, tuple(members), bare, True)
 
 
 def _side_by_side(terms: Sequence[Term | None], members: list[int]) -> Gated:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -68,10 +69,15 @@ class Factors:
     error: float
     """‖W − U diag(s) Vᵀ‖ / ‖W‖ (Frobenius), as kept: what rank and precision leave out of the base."""
 
-    @property
+    @cached_property
     def is_whole(self) -> bool:
         """Whether every singular value is there, so that the factored form can stand for the base."""
         return len(self.s) == min(self.u.shape[0], self.vh.shape[1])
+
+    @cached_property
+    def ut(self) -> torch.Tensor:
+        """Uᵀ [R, O], of the same memory."""
+        return self.u.t()
 
 
 @dataclass(frozen=True)
@@ -141,16 +147,22 @@ def rowwise_product(
 def singular_terms(change: SingularChange, factors: Mapping[str, Factors]) -> dict[str, Term]:
     """The change as terms; ``factors`` are in each module's dtype and on its device. Gradients flow into the offsets.
     Raises ConfigError where an offset has not the length of its module's singular values."""
-    terms = {}
-    for name, offset in change.offsets.items():
-        f = factors[name]
+    parts = [(name, offset, factors[name]) for name, offset in change.offsets.items()]
+    for name, offset, f in parts:
         if offset.shape != f.s.shape:
             raise ConfigError(
                 f"{name} has {len(f.s)} singular values, and its change has the shape {tuple(offset.shape)}"
             )
-        z = offset.to(f.s.device)
-        terms[name] = Term(f.vh, f.u.t(), f.s * z, f.s * (1 + z) if f.is_whole else None)
-    return terms
+    if not parts:
+        return {}
+    # All layers' numbers at once: an expert is put in place between two requests, and small operations add up.
+    device = parts[0][2].s.device
+    gates = torch.cat([f.s for _, _, f in parts]) * torch.cat([offset for _, offset, _ in parts]).to(device)
+    split = torch.split(gates, [len(f.s) for _, _, f in parts])
+    return {
+        name: Term(f.vh, f.ut, gate, f.s if f.is_whole else None)
+        for (name, _, f), gate in zip(parts, split, strict=True)
+    }
 
 
 def materialised(factors: Factors, offset: torch.Tensor) -> torch.Tensor:

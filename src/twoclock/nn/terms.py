@@ -24,9 +24,9 @@ class Term:
     p: torch.Tensor = field(repr=False)
     q: torch.Tensor = field(repr=False)
     gate: torch.Tensor | None = field(repr=False, default=None)
-    bare: torch.Tensor | None = field(repr=False, default=None)
-    """The gate [R] with which the same P and Q give the module's whole output (less its bias), the base's product
-    included; None where they cannot."""
+    base: torch.Tensor | None = field(repr=False, default=None)
+    """What the gate takes more [R] for the same P and Q to give the module's whole output (less its bias), the base's
+    product included; None where they cannot."""
 
     @property
     def lasts(self) -> bool:
