@@ -61,16 +61,13 @@ class Spectra:
         weights = {name: self._weight(name) for name in names}
         keep = sum(w.shape[0] * w.shape[1] * min(w.shape) for w in weights.values()) >= MOMENT
         missing = [n for n in names if self._known(n, factoring) is None]
-        told = len(missing) > TELL_EVERY and keep
-        before = self.computed
-        for count, name in enumerate(missing):
-            if told and count % TELL_EVERY == 0:
-                self._tell(f"singular value decomposition: {count} of {len(missing)} matrices")
-            digest = self._digest(name)
+        began = self.computed
+        for count, name in enumerate(missing, 1):
+            digest, before = self._digest(name), self.computed
             made = self._read_or_make(name, weights[name], digest, factoring, keep)
+            if keep and self.computed > before and (self.computed - began) % TELL_EVERY == 1:
+                self._tell(f"singular value decomposition: matrix {count} of {len(missing)}, once for this model")
             self._made[name, factoring] = (digest, _as_module(made, weights[name]))
-        if told:
-            self._tell(f"singular value decomposition: done, {self.computed - before} of {len(missing)} were new")
         return {name: self._made[name, factoring][1] for name in names}
 
     def identity(self, names: Sequence[str], factoring: Factoring) -> str:
