@@ -293,6 +293,23 @@ def test_a_memory_costs_nothing_and_is_always_asked() -> None:
     assert asked(found) == ["cases", "lora"]
 
 
+def test_a_memory_learns_between_the_searches_of_a_schedule_too() -> None:
+    clocks = {"cases": Timescale.FAST, "prompts": Timescale.FAST, "lora": Timescale.SLOW}
+    allocator = build_allocator("alternate", {"slow_steps": 4, "warmstart": 0})
+    history: list[Mapping[str, Any]] = []
+    turns: dict[str, list[int]] = {name: [] for name in clocks}
+    for number in range(1, 14):
+        found = allocator.plan(seen(HALF, round=number), clocks, history)
+        row = past(number, 0.5, prompts="won", lora="commit")
+        row["outcomes"]["cases"] = {**row["outcomes"]["prompts"], "rollouts": 0, "tokens": 0}
+        names = [a.channel for a in found.assignments]
+        history.append({**row, "proposed": names, "outcomes": {n: row["outcomes"][n] for n in names}})
+        for name in names:
+            turns[name].append(number)
+    assert turns["prompts"] == [1, 5, 9, 13]
+    assert turns["cases"] == turns["lora"] == list(range(1, 14))
+
+
 def test_every_mistake_in_its_options_is_told() -> None:
     with pytest.raises(ConfigError) as caught:
         EvidenceConfig(worth=0, horizon=0, alpha=1.5, patience=0)

@@ -6,7 +6,8 @@ step, and c starts again. So T = 6 with a warm-start of 6 searches in rounds 6, 
 used from the next round. Where we depart: a warm-start of 0 searches in the first round; a change of phase may trigger
 a search as well (the published one does not detect it); in a run without slow channels every round counts.
 
-c is computed from the history, so a resumed run plans the same.
+c is computed from the history, so a resumed run plans the same. A memory that has once written is asked in every
+round: it learns from the round's own rollouts and costs none.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from twoclock.allocate.plans import BudgetConfig, assign
+from twoclock.allocate.plans import BudgetConfig, assign, learns_for_free
 from twoclock.types import Evidence, Plan, Timescale
 
 __all__ = ["AlternateAllocator", "AlternateConfig"]
@@ -52,6 +53,8 @@ class AlternateAllocator:
         reasons = [(name, "each round") for name in slow]
         if due:
             reasons += [(name, due) for name in fast]
+        else:
+            reasons += [(n, "it learns from the round's own rollouts") for n in fast if learns_for_free(n, history)]
         return Plan(assignments=assign(self.config, channels, reasons))
 
     def _search_reason(
@@ -61,6 +64,8 @@ class AlternateAllocator:
         config = self.config
         if config.search_on_switch and history and history[-1]["phase"] != evidence.phase:
             return "the phase has changed"
+        # A memory is asked in every round and is no search; of a run that has nothing else its turns are all there is.
+        fast = {name for name in fast if not learns_for_free(name, history)} or fast
         searches = [i for i, past in enumerate(history) if fast & set(past["proposed"])]
         since = history[searches[-1] + 1 :] if searches else history
         count = 1 + sum(1 for past in since if not slow or slow & set(past["proposed"]))

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from twoclock.allocate.plans import learns_for_free
 from twoclock.types import Timescale
 
 __all__ = ["Beliefs", "Searches", "Slope", "believe", "fell"]
@@ -125,7 +126,7 @@ def believe(
         rounds=len(rows),
         reward=now.get("deployed"),
         room_slow=math.fsum(r["room_slow"] for r in rooms) / len(rooms) if rooms else None,
-        searches={name: _searches(name, rows) for name in fast},
+        searches={name: replace(_searches(name, rows), free=learns_for_free(name, history)) for name in fast},
         slope=_slope(rows, now, set(fast), slow),
         changed_outside=outside,
         taken_back=len(taken),
@@ -160,7 +161,6 @@ def _regime(
 def _searches(name: str, rows: Sequence[Mapping[str, Any]]) -> Searches:
     asked = changed = barren = lost = 0
     gain = cost = 0.0
-    rolled = 0
     since = None
     for place, row in enumerate(rows):
         outcome = row.get("outcomes", {}).get(name)
@@ -170,15 +170,11 @@ def _searches(name: str, rows: Sequence[Mapping[str, Any]]) -> Searches:
         metrics = outcome.get("metrics", {})
         asked, since = asked + 1, len(rows) - place
         cost += outcome.get("tokens", 0)
-        rolled += outcome.get("rollouts", 0)
         if outcome.get("action") == "commit" and _changes(metrics):
             changed, barren, lost, gain = changed + 1, 0, 0, gain + max(0.0, metrics.get("trial_gain", 0.0))
         else:
             barren, lost = barren + 1, lost + ("trial_p" in metrics)
-    free = asked > 0 and rolled == 0 and any(row.get("outcomes", {}).get(name) for row in rows)
-    return Searches(
-        asked=asked, changed=changed, gain=gain, barren=barren, lost=lost, since=since, cost=cost, free=free
-    )
+    return Searches(asked=asked, changed=changed, gain=gain, barren=barren, lost=lost, since=since, cost=cost)
 
 
 def _changes(metrics: Mapping[str, float]) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from twoclock.errors import ConfigError
 from twoclock.types import Assignment, Budget, Timescale
 
-__all__ = ["BudgetConfig", "assign"]
+__all__ = ["BudgetConfig", "assign", "learns_for_free"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,14 @@ class BudgetConfig:
         if timescale is Timescale.FAST:
             return Budget(rollouts=self.fast_rollouts, tokens=self.fast_tokens)
         return Budget(rollouts=self.slow_rollouts, tokens=self.slow_tokens, drift=self.drift)
+
+
+def learns_for_free(name: str, history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a fast channel has written something and never rolled anything out: a memory, which learns from what the
+    round saw and costs nothing to ask."""
+    outcomes = [row["outcomes"][name] for row in history if name in row.get("outcomes", {})]
+    wrote = any(outcome["action"] == "commit" for outcome in outcomes)
+    return wrote and not any(outcome["rollouts"] for outcome in outcomes)
 
 
 def assign(
