@@ -248,7 +248,7 @@ class TwoTokenWorld:
         self.tasks = {"first": TwoTokenTask("first", 3, first), "second": TwoTokenTask("second", 0, second)}
         options: dict[str, dict[str, Any]] = {
             "lora": {"rank": 8, "learning_rate": 0.1, "targets": ["formats", "answers"]},
-            "full": {"learning_rate": 0.3},
+            "full": {"learning_rate": 0.2},
         }
         self.channels: dict[str, Channel[Any]] = {"prompts": build_fast("prompts", {"empty_alternative": True})}
         if self.slow:

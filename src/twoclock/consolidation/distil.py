@@ -32,7 +32,7 @@ from twoclock.types import Budget, Conditioning, Cost, Declined, Evidence, Group
 
 __all__ = ["Distillation", "Distilled"]
 
-ENOUGH = 0.005
+ENOUGH = 0.001
 """The part of the first KL at which there is nothing left to do."""
 LEAST_FALL = 0.02
 """The part by which the KL must have fallen over ``patience`` rounds."""
