@@ -158,6 +158,12 @@ def test_a_lesson_is_found_in_evidence() -> None:
     assert list(record.observe(evidence, lambda r, c: c.system == "prompt-1", step=9).steps) == [3, 9]
 
 
+def test_arrays_are_as_good_as_lists() -> None:
+    arrays = LessonRecord(lesson="l").update(np.array([1, 0]), np.array([0.0]), item="x")  # type: ignore[arg-type]
+    assert arrays == LessonRecord(lesson="l").update([1.0, 0.0], [0.0], item="x")
+    json.dumps(arrays.as_dict())
+
+
 def test_mistakes_are_named_and_change_nothing() -> None:
     record = LessonRecord(lesson="l").update([1.0], [0.0], item="x")
     with pytest.raises(ValueError, match="item 'y' has none with the lesson and none without"):
@@ -169,7 +175,12 @@ def test_mistakes_are_named_and_change_nothing() -> None:
         record.update([1.0], [], item="y", randomised=True, baseline=math.nan)
     with pytest.raises(ValueError, match="two lessons"):
         record + LessonRecord(lesson="other")
-    for data in ({}, {**record.as_dict(), "steps": [[0, {"grops": 1}]]}, {**record.as_dict(), "items": 3}):
+    for data in (
+        {},
+        {**record.as_dict(), "steps": [[0]]},
+        {**record.as_dict(), "steps": [[0, {"grops": 1}]]},
+        {**record.as_dict(), "items": 3},
+    ):
         with pytest.raises(ValueError, match=r"expected what LessonRecord\.as_dict gives"):
             LessonRecord.from_dict(data)
     assert record.applied == 1

@@ -205,6 +205,8 @@ def test_an_update_leaves_the_old_value_and_json_brings_all_back() -> None:
     assert back.lasts(3) == new.lasts(3)
     with pytest.raises(ValueError, match=r"expected what Persistence\.as_dict gives"):
         Persistence.from_dict({"steps": []})
+    with pytest.raises(ValueError, match=r"expected what Persistence\.as_dict gives"):
+        Persistence.from_dict({**new.as_dict(), "steps": [[0, 0.1]]})
     with pytest.raises(ValueError, match="standard error above 0"):
         Persistence.from_dict({**new.as_dict(), "steps": [[0, 0.1, 0.0]]})
 

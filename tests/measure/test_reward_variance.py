@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,38 +63,39 @@ def naive_parts(table: RewardTable) -> dict[str, float]:
     def mean(cell: list[float]) -> float:
         return float(np.mean(cell))
 
-    average, between, across = [], [], []
+    average, between, across = [], [], []  # with their weights: a pair counts by its items
     for c, k in itertools.combinations(columns, 2):
         both = [i for i in items if (i, c) in cells and (i, k) in cells]
         twice = [i for i in both if min(len(cells[i, c]), len(cells[i, k])) > 1]
         if len(both) < 2 or not twice:
             continue
         d = {i: mean(cells[i, c]) - mean(cells[i, k]) for i in both}
-        average.append(np.mean([d[i] * d[j] for i, j in itertools.permutations(both, 2)]))
-        between.append(
-            np.mean(
-                [square(cells[i, c]) - 2 * mean(cells[i, c]) * mean(cells[i, k]) + square(cells[i, k]) for i in twice]
-            )
-        )
+        average.append((len(both), np.mean([d[i] * d[j] for i, j in itertools.permutations(both, 2)])))
+        squares = [square(cells[i, c]) + square(cells[i, k]) - 2 * mean(cells[i, c]) * mean(cells[i, k]) for i in twice]
+        between.append((len(twice), np.mean(squares)))
         apart = [mean(cells[i, c]) * mean(cells[j, k]) for i, j in itertools.permutations(both, 2)]
-        across.append(np.mean([mean(cells[i, c]) * mean(cells[i, k]) for i in both]) - np.mean(apart))
+        across.append((len(both), np.mean([mean(cells[i, c]) * mean(cells[i, k]) for i in both]) - np.mean(apart)))
     noise, alone = [], []
     for c in columns:
         twice = [i for i in items if len(cells.get((i, c), ())) > 1]
         if twice:
-            noise.append(np.mean([np.var(cells[i, c], ddof=1) for i in twice]))
+            noise.append((len(twice), np.mean([np.var(cells[i, c], ddof=1) for i in twice])))
         if len(twice) < 2:
             continue
         apart = [mean(cells[i, c]) * mean(cells[j, c]) for i, j in itertools.permutations(twice, 2)]
-        alone.append(np.mean([square(cells[i, c]) for i in twice]) - np.mean(apart))
+        alone.append((len(twice), np.mean([square(cells[i, c]) for i in twice]) - np.mean(apart)))
+
+    def weighted(parts: list[tuple[int, Any]]) -> float:
+        return float(sum(w * x for w, x in parts) / sum(w for w, _ in parts))
+
     C = len(columns)
     scale = (C - 1) / (2 * C)
     return {
-        "average": float(scale * np.mean(average)),
-        "between": float(scale * np.mean(between)),
-        "by_item": float(scale * (np.mean(between) - np.mean(average))),
-        "within": float(np.mean(noise)),
-        "items": float(np.mean(alone) / C + (1 - 1 / C) * np.mean(across)),
+        "average": scale * weighted(average),
+        "between": scale * weighted(between),
+        "by_item": scale * (weighted(between) - weighted(average)),
+        "within": weighted(noise),
+        "items": weighted(alone) / C + (1 - 1 / C) * weighted(across),
     }
 
 
@@ -154,20 +156,20 @@ def simulate(world: World, sims: int, counts: str) -> list[dict[str, Interval]]:
 def test_planted_components_are_recovered_without_bias_and_covered(kind: Kind, counts: str) -> None:
     world = planted_world(kind, items=60)
     truth = world.components()
-    sims = simulate(world, 120, counts)
+    sims = simulate(world, 80, counts)
     for name in PARTS:
         estimates = np.array([one[name].estimate for one in sims])
         error = estimates.std(ddof=1) / math.sqrt(len(sims))
         assert abs(estimates.mean() - truth[name]) < 4 * error + 1e-9, name
-        assert np.mean([covers(one[name], truth[name]) for one in sims]) >= 0.88, name
+        assert np.mean([covers(one[name], truth[name]) for one in sims]) >= 0.87, name
     for name in ("between_share", "explained"):
-        assert np.mean([covers(one[name], truth[name]) for one in sims]) >= 0.88, name
+        assert np.mean([covers(one[name], truth[name]) for one in sims]) >= 0.87, name
 
 
 @pytest.mark.parametrize("items", [8, 24, 80])
 def test_under_pure_noise_the_share_between_conditionings_covers_zero(items: int) -> None:
     generator = np.random.default_rng(child_seed("test.null", items))
-    sims, missed, p_small = 200, 0, 0
+    sims, missed, p_small = 150, 0, 0
     for s in range(sims):
         world = World(kind="neither", ease=tuple(generator.beta(1, 1, size=items)), lift=(0.0, 0.0, 0.0), learns=0.0)
         counts = generator.choice([1, 2, 4], size=(items, 3))
@@ -258,6 +260,29 @@ def test_conditionings_that_share_no_item_are_not_compared() -> None:
 def test_a_reward_that_is_none_is_named(bad: float) -> None:
     with pytest.raises(ValueError, match=r"item 'y' under 'b' \(rollout 1\)"):
         RewardTable.of([("x", "a", 1.0), ("y", "b", bad)])
+
+
+def test_an_estimate_below_zero_is_no_certainty_of_zero() -> None:
+    """Rollouts that never agree: less alike than chance allows, so the estimate is negative, the interval is not."""
+    table = RewardTable.of((str(i), c, float(r)) for i in range(30) for c in "ab" for r in (0, 1))
+    noisy = table + RewardTable.of((f"n{i}", c, float(i < 3)) for i in range(6) for c in "ab" for _ in range(2))
+    found = decompose_rewards(noisy)
+    assert found.between.estimate < -0.05
+    assert found.between.low == 0
+    assert found.between.high > 0.01
+
+
+def test_many_conditionings_that_seldom_meet_are_no_trouble() -> None:
+    generator = np.random.default_rng(child_seed("test.sparse", 0))
+    table = RewardTable.of(
+        (f"i{i}", f"c{c}", float(generator.random() < 0.5))
+        for i in range(100)
+        for c in generator.choice(60, size=3, replace=False)
+        for _ in range(2)
+    )
+    found = decompose_rewards(table)
+    assert 0 < found.pairs < 60 * 59 / 2
+    assert covers(found.between_share, 0.0)
 
 
 def test_a_thousand_groups_of_eight_take_a_moment() -> None:

@@ -25,6 +25,7 @@ from twoclock.measure.generality import Generality, fit_generality
 from twoclock.measure.headroom import Headroom, find_headroom
 from twoclock.measure.intervals import Interval, bootstrap_interval, clopper_pearson, mean_interval, wilson
 from twoclock.measure.item_forgetting import ItemForgetting, forgotten_items, guessing_ceiling, guessing_floor
+from twoclock.measure.labels import conditioning_p
 from twoclock.measure.lessons import LessonRecord, Outcomes
 from twoclock.measure.limits import LimitCheck, check_limit
 from twoclock.measure.matched import MatchedDrift, drift_at, matched_drift
@@ -71,7 +72,7 @@ from twoclock.measure.stream_metrics import (
     worst_case,
 )
 from twoclock.measure.trial_value import NormalPosterior, TrialValue, best_trial, posterior_gain, value_of_trial
-from twoclock.measure.variance import RewardComponents, by_task, conditioning_p, decompose_rewards
+from twoclock.measure.variance import RewardComponents, by_task, decompose_rewards
 
 __all__ = [
     "Interval",

@@ -143,8 +143,8 @@ class Bets:
             low, high = data["bounds"]
             counts = tuple(sorted((float(value), int(count)) for value, count in data["counts"]))
             return cls((float(low), float(high)), counts)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"no bets: expected what Bets.as_dict gives; {error!r}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"no bets: expected what Bets.as_dict gives; {error}") from error
 
 
 def _log_wealth(scaled: Array, counts: Array, m: float) -> float:

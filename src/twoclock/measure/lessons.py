@@ -127,6 +127,7 @@ class LessonRecord:
         the other arm out (``randomised``), and then ``baseline`` (what the item was expected to earn, from elsewhere)
         may be taken off to remove the items' variance. ValueError for rewards outside [0, 1] and for two empty arms.
         """
+        with_lesson, without = [float(x) for x in with_lesson], [float(x) for x in without]
         _check(with_lesson, without, item, baseline)
         m1, m0 = _mean(with_lesson), _mean(without)
         own = Outcomes()
@@ -257,8 +258,8 @@ class LessonRecord:
                 steps={int(step): Outcomes(**one) for step, one in data["steps"]},
                 items={(str(task), str(item)): Outcomes(**one) for task, item, one in data["items"]},
             )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"no lesson record: expected what LessonRecord.as_dict gives; {error!r}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"no lesson record: expected what LessonRecord.as_dict gives; {error}") from error
 
 
 def _check(with_lesson: Sequence[float], without: Sequence[float], item: str, baseline: float) -> None:

@@ -223,8 +223,8 @@ class Persistence:
             prior = PersistencePrior(stops=(float(a), float(b)), returns=(float(c), float(d)), **rest)
             steps = tuple(StepEffect(int(step), float(effect), float(error)) for step, effect, error in data["steps"])
             return cls(tuple(sorted(steps, key=lambda one: one.step)), prior)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"no persistence: expected what Persistence.as_dict gives; {error!r}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"no persistence: expected what Persistence.as_dict gives; {error}") from error
 
 
 def _count(steps: int) -> int:

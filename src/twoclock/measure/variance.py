@@ -25,15 +25,16 @@ response to a step.
 
 The components are unbiased U-statistics: products of means are taken over different items, squares of cell means minus
 their noise, pair of conditionings by pair of conditionings over the items that share both (so it does no harm if hard
-items lack one). An unbiased estimate of a small variance falls below 0 about as often as above; the interval, which is
-about a variance, does not. Intervals are expanded bootstrap percentiles over items, the unit that is exchangeable; in a
-resample an item that was drawn twice is still one item, so that products stay unbiased.
+items lack one); where cells are missing a pair weighs by the items it shares. An unbiased estimate of a small variance
+falls below 0 about as often as above; the interval, which is about a variance, does not. Intervals are expanded
+bootstrap percentiles over items, the unit that is exchangeable; in a resample an item that was drawn twice is still
+one item, so that products stay unbiased.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,16 +43,13 @@ from twoclock.measure.intervals import Interval, check_level, constant_interval,
 from twoclock.measure.reward_table import RewardTable
 from twoclock.seeding import child_seed
 
-__all__ = ["RewardComponents", "by_task", "conditioning_p", "decompose_rewards"]
+__all__ = ["RewardComponents", "by_task", "decompose_rewards"]
 
 Array = npt.NDArray[np.float64]
 
 RESAMPLES = 1_000
 MOST_VARIANCE = 0.25
 """No variance of a number in [0, 1] is larger."""
-PERMUTATIONS = 999
-ROLLOUTS_HELD = 2_000_000
-"""Rewards held at once while permuting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,32 +88,31 @@ def decompose_rewards(
     items, C = table.shape
     W = _weights(items, resamples, seed)
     W2 = W * W
-    average, between, covariance, used = _Pairs.of(table).parts(W, W2)
+    average, between, covariance, found = _Pairs.of(table).parts(W, W2)
     within, diagonal = _cells(table, W, W2)
-    across = (C - 1) / (2 * C)
-    average, between = across * average, across * between
-    share_diagonal = 1 / C
-    spread = diagonal if C == 1 else share_diagonal * diagonal + (1 - share_diagonal) * covariance
+    average, between = (C - 1) / (2 * C) * average, (C - 1) / (2 * C) * between
+    spread = diagonal if C == 1 else diagonal / C + (1 - 1 / C) * covariance
     total = within + spread if C == 1 else between + within + spread
-    several = int(np.count_nonzero((table.counts >= 2).any(axis=1)))
-    shared = int(np.count_nonzero((table.counts >= 1).sum(axis=1) >= 2))
+    repeated = int(np.count_nonzero((table.counts >= 2).any(axis=1)))
+    why_cells = "one rollout a cell" if not repeated else "no item has two rollouts under two conditionings"
     why_pairs = "one conditioning" if C == 1 else "no two items share two conditionings"
-    why_cells = why_pairs if not used else "no two rollouts in cells of one item" if several else "one rollout a cell"
+    why = why_cells if found.pairs else why_pairs
+    several = repeated if C == 1 else found.twice
 
-    def part(draws_B: Array, n: int, why: str) -> Interval:
-        return _interval(draws_B, n, level, why, MOST_VARIANCE)
+    def part(draws_B: Array, n: int, reason: str) -> Interval:
+        return _interval(draws_B, n, level, reason, MOST_VARIANCE)
 
     def share(draws_B: Array, whole_B: Array) -> Interval:
         safe = np.where(whole_B > 0, whole_B, np.nan)
-        why = "nothing varies" if np.isfinite(whole_B[0]) and not whole_B[0] > 0 else why_cells
-        return _interval(draws_B / safe, several, level, why, 1.0)
+        reason = "nothing varies" if np.isfinite(whole_B[0]) and not whole_B[0] > 0 else why
+        return _interval(draws_B / safe, several, level, reason, 1.0)
 
     return RewardComponents(
-        between=part(between, several, why_cells),
-        average=part(average, shared, why_pairs),
-        by_item=part(between - average, several, why_cells),
-        within=part(within, several, "one rollout a cell"),
-        items=part(spread, several, why_cells if C > 1 else "one rollout a cell"),
+        between=part(between, several, why),
+        average=part(average, found.shared, why_pairs),
+        by_item=part(between - average, several, why),
+        within=part(within, repeated, why_cells),
+        items=part(spread, several, why if C > 1 else why_cells),
         total=float(total[0]),
         explained=share(between, between + within),
         between_share=share(between, total),
@@ -124,7 +121,7 @@ def decompose_rewards(
         items_share=share(spread, total),
         conditionings=C,
         rollouts=len(table.rewards),
-        pairs=used,
+        pairs=found.pairs,
     )
 
 
@@ -144,9 +141,17 @@ def by_task(
     return {t: decompose_rewards(table.only(task=t), level, seed, resamples=resamples) for t in tasks}
 
 
+class _Found(NamedTuple):
+    """The pairs that were compared, the items that share one of them, and those with two rollouts under both."""
+
+    pairs: int
+    shared: int
+    twice: int
+
+
 @dataclass(frozen=True)
 class _Pairs:
-    """Per-item terms of every pair of conditionings that share an item; arrays of shape (I, P)."""
+    """Per-item terms of every pair of conditionings that share two items; arrays of shape (I, P)."""
 
     shared: Array
     """1 where the item has both."""
@@ -164,7 +169,7 @@ class _Pairs:
         first, second = np.triu_indices(table.shape[1], k=1)
         error = np.where(n > 1, np.nan_to_num(table.noise) / np.maximum(n, 1), 0.0)
         shared = (n[:, first] > 0) & (n[:, second] > 0)
-        keep = shared.any(axis=0)
+        keep = shared.sum(axis=0) > 1  # one item alone has no other to take products with
         first, second, shared = first[keep], second[keep], shared[:, keep]
         twice = ((n[:, first] > 1) & (n[:, second] > 1)).astype(np.float64)
         mask = shared.astype(np.float64)
@@ -172,9 +177,10 @@ class _Pairs:
         squared = (difference**2 - error[:, first] - error[:, second]) * twice
         return cls(mask, twice, x[:, first] * mask, x[:, second] * mask, squared)
 
-    def parts(self, W: Array, W2: Array) -> tuple[Array, Array, Array, int]:
-        """For each row of weights (W2 is W squared), averaged over pairs: the squared mean difference, the mean squared
-        difference and the covariance over items; and the number of pairs. NaN where a row does not identify one."""
+    def parts(self, W: Array, W2: Array) -> tuple[Array, Array, Array, _Found]:
+        """For each row of weights (W2 is W squared), averaged over pairs, by the items they share: the squared mean
+        difference, the mean squared difference and the covariance over items; and what there was to average. NaN where
+        a row does not identify one."""
         count, distinct = W @ self.shared, W2 @ self.shared
         apart = count**2 - distinct  # what products over different items add to
         doubled = W @ self.twice
@@ -191,16 +197,20 @@ class _Pairs:
         if not used.any():
             between = np.full_like(between, np.nan)
         return (
-            _mean_of_known(average[:, chosen]),
-            _mean_of_known(between[:, chosen]),
-            _mean_of_known(covariance[:, chosen]),
-            int(np.count_nonzero(chosen)),
+            _mean_of_known(average, count * chosen),
+            _mean_of_known(between, doubled * chosen),
+            _mean_of_known(covariance, count * chosen),
+            _Found(
+                pairs=int(np.count_nonzero(chosen)),
+                shared=int(np.count_nonzero(self.shared[:, chosen].any(axis=1))),
+                twice=int(np.count_nonzero(self.twice[:, chosen].any(axis=1))),
+            ),
         )
 
 
 def _cells(table: RewardTable, W: Array, W2: Array) -> tuple[Array, Array]:
-    """For each row of weights, averaged over conditionings: the noise of one rollout, and the variance of the rate over
-    items; from the cells with two rollouts or more."""
+    """For each row of weights, averaged over conditionings (by their cells): the noise of one rollout, and the
+    variance of the rate over items; from the cells with two rollouts or more."""
     twice = (table.counts > 1).astype(np.float64)
     noise = np.nan_to_num(table.noise)
     x = table.means * twice
@@ -209,15 +219,16 @@ def _cells(table: RewardTable, W: Array, W2: Array) -> tuple[Array, Array]:
     with np.errstate(divide="ignore", invalid="ignore"):
         within = (W @ noise) / count
         variance = (W @ square) / count - ((W @ x) ** 2 - W2 @ x**2) / (count**2 - W2 @ twice)
-    return _mean_of_known(within), _mean_of_known(variance)
+    return _mean_of_known(within, count), _mean_of_known(variance, count)
 
 
-def _mean_of_known(values_BK: Array) -> Array:
-    """The mean over the last axis of what is a number; NaN where nothing is."""
-    known = np.isfinite(values_BK)
-    count = known.sum(axis=1)
-    total = np.where(known, values_BK, 0.0).sum(axis=1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+def _mean_of_known(values_BK: Array, weights_BK: Array) -> Array:
+    """The weighted mean over the last axis of what is a number; NaN where nothing is."""
+    weights = np.where(np.isfinite(values_BK), weights_BK, 0.0)
+    total = weights.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        mean: Array = (np.nan_to_num(values_BK) * weights).sum(axis=1) / total
+    return mean
 
 
 def _interval(draws_B: Array, n: int, level: float, why: str, most: float) -> Interval:
@@ -232,58 +243,6 @@ def _interval(draws_B: Array, n: int, level: float, why: str, most: float) -> In
         same = constant_interval(min(max(estimate, 0.0), most), n, level, (0.0, most))
         return Interval(estimate, same.low, same.high, n, level, same.method)
     low, high = (float(end) for end in np.quantile(resampled, expanded_tails(level, n)))
-    low, high = min(max(low, 0.0), most), min(max(high, 0.0), most)
+    # An estimate below 0 stands for a small variance, not for a sure 0: the distance to its upper end is kept.
+    low, high = min(max(low, 0.0), most), min(max(high - min(estimate, 0.0), 0.0), most)
     return Interval(estimate, low, high, n, level, "bootstrap of items")
-
-
-# -------------------------------------------------------------------------------------------------------- is it noise
-
-
-def conditioning_p(
-    table: RewardTable,
-    seed: int = 0,
-    *,
-    of: Literal["average", "any"] = "average",
-    permutations: int = PERMUTATIONS,
-) -> float:
-    """P that the rewards differ between conditionings as much as they do, did no conditioning change anything.
-
-    A permutation test, exact for any rewards and any imbalance: under that hypothesis the rollouts of one item are
-    exchangeable, so their labels are dealt anew within each item. ``average`` looks for a conditioning that is better
-    or worse on the whole, Σ_c n_c r̄_c², ``any`` also for one that is better on some items and worse on others,
-    Σ_ic n_ic r̄_ic², with r the reward minus its item's mean. Counts the observed one, so it is never 0; a table
-    without an item under two conditionings gives 1.
-    """
-    if of not in ("average", "any"):
-        raise ValueError(f"of is 'average' or 'any'; got {of!r}")
-    if permutations < 1:
-        raise ValueError(f"at least 1 permutation is needed; got {permutations}")
-    several = (table.counts > 0).sum(axis=1) > 1
-    kept = several[table.item_of]
-    if not kept.any():
-        return 1.0
-    order = np.argsort(table.item_of[kept], kind="stable")
-    item = table.item_of[kept][order]
-    reward = table.rewards[kept][order]
-    column = (table.conditioning_of if of == "average" else table.cell_of)[kept][order]
-    _, item, sizes = np.unique(item, return_inverse=True, return_counts=True)
-    _, column, counts = np.unique(column, return_inverse=True, return_counts=True)
-    residual = reward - (np.bincount(item, weights=reward) / sizes)[item]
-    observed = _spread(residual[None], column, counts)[0]
-    generator = np.random.default_rng(child_seed("measure.permutation", seed))
-    slack = 1e-9 * max(observed, 1e-9)  # sums of the same numbers in another order differ in their last bits
-    hits, chunk = 0, max(1, ROLLOUTS_HELD // len(residual))
-    for start in range(0, permutations, chunk):
-        size = (min(chunk, permutations - start), len(residual))
-        dealt = np.argsort(item + generator.random(size), axis=1)  # anew within each item
-        hits += int(np.count_nonzero(_spread(residual[dealt], column, counts) >= observed - slack))
-    return (hits + 1) / (permutations + 1)
-
-
-def _spread(residual_BN: Array, column_N: npt.NDArray[np.int64], counts_K: npt.NDArray[np.int64]) -> Array:
-    """Σ_k (sum of the residuals in column k)² / n_k for each row."""
-    B, K = len(residual_BN), len(counts_K)
-    flat = (np.arange(B)[:, None] * K + column_N[None]).ravel()
-    sums = np.bincount(flat, weights=residual_BN.ravel(), minlength=B * K).reshape(B, K)
-    spread: Array = (sums**2 / counts_K).sum(axis=1)
-    return spread
