@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from twoclock.errors import ConfigError, unknown_name
-from twoclock.models.titans.config import TitansConfig
+from twoclock.models.titans.config import DELTA_MEMORY, TitansConfig
 from twoclock.models.titans.sizes import matched, state_bytes, window_of_bytes
 
 WIDTH, LAYERS, HEADS = 32, 2, 2
@@ -16,7 +16,6 @@ PARAMETERS = 48_000
 DEEP: dict[str, Any] = {"chunk": CHUNK, "expansion": 2, "residual": True, "norm": True}
 """M(x) = x + LN(f(x)), as in the paper's proceedings version: without the norm a memory trained on 64 tokens may grow
 without bound on 256."""
-DELTA: dict[str, Any] = {"chunk": 1, "depth": 1, "momentum": False, "max_rate": 0.5}
 
 MAIN = ("mac", "mag", "mal", "lmm", "delta", "window", "full")
 ARMS: dict[str, dict[str, Any]] = {
@@ -24,7 +23,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "mag": {"architecture": "mag", "memory": DEEP},
     "mal": {"architecture": "mal", "memory": DEEP},
     "lmm": {"architecture": "lmm", "memory": DEEP},
-    "delta": {"architecture": "lmm", "memory": DELTA},
+    "delta": {"architecture": "lmm", "memory": DELTA_MEMORY},
     "window": {"architecture": "window"},
     "full": {"architecture": "full"},
     # The paper's ablations, of mag: the arm that learns all tasks.
@@ -36,7 +35,7 @@ ARMS: dict[str, dict[str, Any]] = {
     # Controls at equal bytes of state: a window as large as mag's state, and of a size both, a delta rule's matrix
     # and a network.
     "window-bytes": {"architecture": "window"},
-    "mag-delta": {"architecture": "mag", "memory": DELTA, "memory_heads": 1},
+    "mag-delta": {"architecture": "mag", "memory": DELTA_MEMORY, "memory_heads": 1},
     "mag-small": {"architecture": "mag", "memory": DEEP | {"expansion": 1, "momentum": False}},
 }
 

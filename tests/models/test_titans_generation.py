@@ -196,8 +196,20 @@ def test_a_config_names_all_its_mistakes() -> None:
         assert part in said
     with pytest.raises(ConfigError, match="chunk is a whole number from 1 on; got 0"):
         TitansConfig(memory={"chunk": 0})
-    with pytest.raises(ConfigError, match="memory_layers"):
-        TitansConfig(memory_layers=[0, 2])
+    for layers in ([0, 2], [], [0, 0], [0.5], "01"):
+        with pytest.raises(ConfigError, match="memory_layers is a list of layers from 0 to 1"):
+            TitansConfig(memory_layers=layers)
+    for wrong in (
+        {"memory": [1]},
+        {"rms_norm_eps": -1.0},
+        {"memory_half_life": 0.0},
+        {"memory_start_momentum": 1.0},
+        {"memory_start_rate": 3.0},
+        {"forgetting": None},
+        {"window": True},
+    ):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            TitansConfig(**wrong)
     with pytest.raises(ConfigError, match=r"no multiple of memory_heads"):
         TitansConfig(memory_heads=3)
     with pytest.raises(ConfigError, match="positions turn pairs"):
@@ -220,6 +232,17 @@ def test_a_config_names_all_its_mistakes() -> None:
 def test_what_does_not_fit_is_refused(given: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         model_of("mag")(**given)
+
+
+@torch.no_grad()
+def test_nan_is_named_and_the_cache_is_as_it_was() -> None:
+    model = model_of("mag")
+    cache = model(text(), use_cache=True).past_key_values
+    kept = cache.fork()
+    with pytest.raises(NumericsError, match="was given NaN"):
+        model(inputs_embeds=torch.full((3, 2, 16), float("nan")).double(), past_key_values=cache, use_cache=True)
+    assert cache.columns == 23
+    assert all(a is b for a, b in zip(cache.layers, kept.layers, strict=True))
 
 
 def test_a_cache_of_other_rows_is_refused_and_unharmed() -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from twoclock.models.titans.config import TitansConfig
+from twoclock.models.titans.config import DELTA_MEMORY, TitansConfig
 from twoclock.models.titans.model import TitansForCausalLM
 
 VOCAB = 40
-DELTA: dict[str, Any] = {"depth": 1, "momentum": False, "chunk": 1, "max_rate": 0.5}
+PLAIN: dict[str, Any] = {"chunk": 4, "residual": False, "norm": False}
 
 MODELS: dict[str, dict[str, Any]] = {
     "mac": {"architecture": "mac"},
@@ -19,9 +19,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "lmm": {"architecture": "lmm"},
     "window": {"architecture": "window"},
     "full": {"architecture": "full"},
-    "delta": {"architecture": "lmm", "memory": DELTA},
+    "delta": {"architecture": "lmm", "memory": DELTA_MEMORY},
+    "mag, the preprint's memory": {"architecture": "mag", "memory": PLAIN},
+    "lmm, the preprint's matrix": {"architecture": "lmm", "memory": PLAIN | {"depth": 1}},
     "mac, segments across chunks": {"architecture": "mac", "segment": 7},
-    "mag, a delta memory": {"architecture": "mag", "memory": DELTA},
+    "mag, a delta memory": {"architecture": "mag", "memory": DELTA_MEMORY},
     "mag, sigmoid gate, clipped": {
         "architecture": "mag",
         "memory_gate": "sigmoid",

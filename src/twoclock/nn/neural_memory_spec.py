@@ -158,4 +158,6 @@ def check_gates(spec: MemorySpec, gates: Gates, shape: tuple[int, int, int]) -> 
         if not bool(inside.all()):
             first = tuple(int(i) for i in (~inside).nonzero()[0])
             limit = "a finite number from 0 on" if top == math.inf else "in [0, 1]"
-            raise ConfigError(f"gates.{name} is {limit}; got {float(value[first]):g} at (row, head, token) {first}")
+            raise ConfigError(
+                f"gates.{name} is {limit}; got {float(value[first].detach()):g} at (row, head, token) {first}"
+            )

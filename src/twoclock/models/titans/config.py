@@ -8,7 +8,7 @@
 ``full``    no memory: a Transformer whose tokens see all tokens before them
 
 The first four are those of Behrouz, Zhong and Mirrokni, "Titans", arXiv:2501.00663, section 4. A delta-rule model is
-``lmm`` with a matrix memory, no momentum and chunks of one token.
+``lmm`` with ``memory=DELTA_MEMORY``.
 
 The memory's chunk length is part of the function that a model computes: it stands in the config, and in every saved
 state.
@@ -16,6 +16,7 @@ state.
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from typing import Any, Literal, get_args
 
@@ -24,12 +25,27 @@ from transformers import PretrainedConfig
 from twoclock.errors import ConfigError, unknown_name
 from twoclock.nn.neural_memory_spec import MemorySpec
 
-__all__ = ["Architecture", "Gate", "TitansConfig"]
+__all__ = ["DELTA_MEMORY", "Architecture", "Gate", "TitansConfig"]
 
 Architecture = Literal["mac", "mag", "mal", "lmm", "window", "full"]
 Gate = Literal["sigmoid", "linear"]
 
 MEMORY_FIELDS = tuple(f.name for f in fields(MemorySpec) if f.name not in ("heads", "width"))
+
+STEADY: dict[str, Any] = {"residual": True, "norm": True}
+"""What a memory is unless told otherwise: x + LN(f(x)), as in the paper's proceedings version. f(x) alone, as in the
+preprint, may grow without bound on texts longer than those trained on."""
+
+DELTA_MEMORY: dict[str, Any] = {
+    "depth": 1,
+    "chunk": 1,
+    "momentum": False,
+    "residual": False,
+    "norm": False,
+    "max_rate": 0.5,
+}
+"""A matrix written by the gated delta rule at every token: linear attention that corrects itself. The largest rate is
+that at which one write makes a unit key say its value exactly."""
 
 COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "window", "segment", "memory_heads")
 
@@ -69,9 +85,10 @@ class TitansConfig(PretrainedConfig):  # type: ignore[misc]
         """``window``: tokens that a token sees, itself included (``mag``, ``mal``, ``window``). ``segment``: tokens of
         a segment (``mac``). ``intermediate_size``: of the gated network after each layer; 0 is none. ``memory``:
         fields of :class:`MemorySpec` other than heads and width (``hidden_size / memory_heads``), such as
-        ``{"chunk": 16, "depth": 1}``. ``memory_half_life``, ``memory_start_momentum``, ``memory_start_rate``: what its
-        gates start at (:func:`twoclock.nn.neural_memory_layer.init_parameters`). ``memory_layers``: the layers, from 0
-        on, that have a memory; None: all. ``memory_gate``: how the memory's read m weighs an attention's output y,
+        ``{"chunk": 16, "depth": 1}``; residual and norm are on unless it says otherwise. ``memory_half_life``,
+        ``memory_start_momentum``, ``memory_start_rate``: what its gates start at
+        (:func:`twoclock.nn.neural_memory_layer.init_parameters`). ``memory_layers``: the layers, from 0 on, that have a
+        memory; None: all. ``memory_gate``: how the memory's read m weighs an attention's output y,
         "linear" y ⊙ (1 + m) or "sigmoid" y ⊙ 2 sigmoid(m), both normalised. ``forgetting``: False holds α at 0.
         ``memory_zeroed``: the memory reads as 0 and is not written; the model is then its attention alone. May be set
         on a model that exists. ``init_seed``: of the first weights."""
@@ -85,7 +102,9 @@ class TitansConfig(PretrainedConfig):  # type: ignore[misc]
         self.segment = segment
         self.persistent_tokens = persistent_tokens
         self.memory_heads = memory_heads
-        self.memory = dict(memory or {})
+        self.memory: Any = STEADY | memory if isinstance(memory, dict) else memory
+        if memory is None:
+            self.memory = dict(STEADY)
         self.memory_half_life = memory_half_life
         self.memory_start_momentum = memory_start_momentum
         self.memory_start_rate = memory_start_rate
@@ -121,8 +140,19 @@ class TitansConfig(PretrainedConfig):  # type: ignore[misc]
             problems.append(unknown_name("architecture", str(self.architecture), get_args(Architecture)))
         if self.memory_gate not in get_args(Gate):
             problems.append(unknown_name("memory_gate", str(self.memory_gate), get_args(Gate)))
-        for name in sorted(set(self.memory) - set(MEMORY_FIELDS)):
-            problems.append(unknown_name("field of memory", name, MEMORY_FIELDS))
+        if not isinstance(self.memory, dict):
+            problems.append(f"memory is a dict of fields such as {{'chunk': 16}}; got {self.memory!r}")
+        else:
+            unknown = sorted(set(map(str, self.memory)) - set(MEMORY_FIELDS))
+            problems += [unknown_name("field of memory", name, MEMORY_FIELDS) for name in unknown]
+        for name in ("rope_base", "rms_norm_eps", "memory_half_life"):
+            if not _between(getattr(self, name), 0.0, math.inf):
+                problems.append(f"{name} is a number above 0; got {getattr(self, name)!r}")
+        if not _between(self.memory_start_momentum, 0.0, 1.0):
+            problems.append(f"memory_start_momentum is between 0 and 1; got {self.memory_start_momentum!r}")
+        for name in ("forgetting", "memory_zeroed"):
+            if not isinstance(getattr(self, name), bool):
+                problems.append(f"{name} is True or False; got {getattr(self, name)!r}")
         if problems:
             return problems
         if self.hidden_size % (2 * self.num_attention_heads):
@@ -133,18 +163,24 @@ class TitansConfig(PretrainedConfig):  # type: ignore[misc]
         if self.hidden_size % self.memory_heads:
             problems.append(f"hidden_size = {self.hidden_size} is no multiple of memory_heads = {self.memory_heads}")
         layers = self.memory_layers
-        if layers is not None and (
-            len(set(layers)) != len(layers) or any(not 0 <= n < self.num_hidden_layers for n in layers) or not layers
-        ):
-            problems.append(
-                f"memory_layers names layers from 0 to {self.num_hidden_layers - 1}, each once; got {layers!r}"
-            )
-        if not problems and self.has_memory:
-            try:
-                _ = self.memory_spec
-            except ConfigError as error:
-                problems += [f"memory: {text}" for text in error.problems]
+        if layers is not None:
+            known = range(self.num_hidden_layers)
+            listed = isinstance(layers, list | tuple) and all(isinstance(n, int) and n in known for n in layers)
+            if not listed or not layers or len(set(layers)) != len(layers):
+                problems.append(f"memory_layers is a list of layers from 0 to {known[-1]}, each once; got {layers!r}")
+        if not problems:
+            problems += self._memory_problems()
         return problems
+
+    def _memory_problems(self) -> list[str]:
+        try:
+            spec = self.memory_spec
+        except ConfigError as error:
+            return [f"memory: {text}" for text in error.problems]
+        rate = self.memory_start_rate
+        if rate is not None and not _between(rate, 0.0, spec.max_rate):
+            return [f"memory_start_rate is above 0 and below memory's max_rate = {spec.max_rate}; got {rate!r}"]
+        return []
 
     @property
     def has_memory(self) -> bool:
@@ -161,3 +197,7 @@ class TitansConfig(PretrainedConfig):  # type: ignore[misc]
             return "window"
         kind: Architecture = self.architecture  # type: ignore[assignment]
         return kind
+
+
+def _between(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low < value < high
