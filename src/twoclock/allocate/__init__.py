@@ -12,6 +12,7 @@ from twoclock.allocate.evidence import EvidenceAllocator, EvidenceConfig
 from twoclock.allocate.fixed import FixedAllocator, FixedConfig
 from twoclock.allocate.gates import AcceptGate, DriftGate, DriftMeter, PairedTrialGate, trial_drift
 from twoclock.allocate.phased import PhasedAllocator, PhasedConfig
+from twoclock.allocate.sequential import SequentialTrialGate
 from twoclock.contracts import Allocator, Gate
 from twoclock.errors import ConfigError, unknown_name
 from twoclock.options import read_options
@@ -35,6 +36,7 @@ __all__ = [
     "PairedTrialGate",
     "PhasedAllocator",
     "PhasedConfig",
+    "SequentialTrialGate",
     "build_allocator",
     "gate_for",
     "trial_drift",
@@ -49,7 +51,7 @@ ALLOCATORS: dict[str, tuple[type, type]] = {
 }
 """Name → (config, allocator)."""
 
-GATES = ("paired", "drift", "accept")
+GATES = ("paired", "sequential", "drift", "accept")
 
 
 def build_allocator(name: str, options: Mapping[str, Any]) -> Allocator:
@@ -66,13 +68,13 @@ def build_allocator(name: str, options: Mapping[str, Any]) -> Allocator:
 class GateConfig:
     """Which gate judges which channels, and the paired trial's size."""
 
-    fast: Literal["paired", "drift", "accept"] = "paired"
-    slow: Literal["paired", "drift", "accept"] = "drift"
-    memory: Literal["paired", "drift", "accept"] = "accept"
+    fast: Literal["paired", "sequential", "drift", "accept"] = "paired"
+    slow: Literal["paired", "sequential", "drift", "accept"] = "drift"
+    memory: Literal["paired", "sequential", "drift", "accept"] = "accept"
     """Fast channels that remember: what each of their entries is worth is measured while it is used, which is cheaper
     and goes on for longer than a trial."""
     trial_items: int = 48
-    """Fresh items of the trial split that both sides answer."""
+    """Fresh items of the trial split that both sides answer; of a ``sequential`` trial the most."""
     trial_samples: int = 1
     """Rollouts an item and side."""
     alpha: float = 0.05
@@ -106,4 +108,6 @@ def gate_for(
     name = fast if timescale is Timescale.FAST else config.slow
     if name == "paired":
         return PairedTrialGate(trial_items=config.trial_items, samples=config.trial_samples, alpha=config.alpha)
+    if name == "sequential":
+        return SequentialTrialGate(trial_items=config.trial_items, samples=config.trial_samples, alpha=config.alpha)
     return DriftGate(meter=drift_meter) if name == "drift" else AcceptGate()

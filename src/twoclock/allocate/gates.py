@@ -15,19 +15,20 @@ from twoclock.errors import BudgetError, NumericsError, UnsupportedError
 from twoclock.seeding import child_seed
 from twoclock.types import Budget, Conditioning, Cost, Evidence, Proposal, Verdict
 
-__all__ = ["AcceptGate", "DriftGate", "DriftMeter", "PairedTrialGate", "trial_drift"]
+__all__ = ["AcceptGate", "DriftGate", "DriftMeter", "PairedTrialGate", "bad_numbers", "since", "trial_drift"]
 
 DriftMeter = Callable[[Workbench, Conditioning, int], tuple[float, float]]
 """(bench, the candidate's conditioning, seed) → (KL(candidate‖base), KL(base‖candidate)) in nats a token."""
 
 
-def _bad_numbers(proposal: Proposal[Any]) -> str | None:
+def bad_numbers(proposal: Proposal[Any]) -> str | None:
     """A reason to reject whatever the gate: a metric that is no number."""
     bad = [f"{name} = {value}" for name, value in sorted(proposal.metrics.items()) if not math.isfinite(value)]
     return f"not finite: {', '.join(bad)}" if bad else None
 
 
-def _since(bench: Workbench, before: Cost) -> Cost:
+def since(bench: Workbench, before: Cost) -> Cost:
+    """What the bench has spent since then."""
     return Cost(**{name: getattr(bench.spent, name) - getattr(before, name) for name in Cost.__dataclass_fields__})
 
 
@@ -45,7 +46,7 @@ class AcceptGate:
         budget: Budget,
         seed: int,
     ) -> Verdict:
-        problem = _bad_numbers(proposal)
+        problem = bad_numbers(proposal)
         return Verdict(accepted=problem is None, reason=problem or "accepted without a trial")
 
 
@@ -79,7 +80,7 @@ class PairedTrialGate:
     ) -> Verdict:
         from twoclock.measure.statistics import paired_permutation_p  # here: it brings numpy
 
-        if problem := _bad_numbers(proposal):
+        if problem := bad_numbers(proposal):
             return Verdict(accepted=False, reason=problem)
         alpha = self.alpha if budget.alpha is None else budget.alpha
         now, then = channel.condition(live, evidence.task), channel.condition(proposal.state, evidence.task)
@@ -97,7 +98,7 @@ class PairedTrialGate:
         try:
             groups = bench.roll_out(items, [now, then], self.samples, child_seed("gate.trial", seed))
         except BudgetError as error:
-            return Verdict(accepted=False, reason=f"no trial: {error}", cost=_since(bench, before))
+            return Verdict(accepted=False, reason=f"no trial: {error}", cost=since(bench, before))
         old = [math.fsum(g.rewards[: self.samples]) / self.samples for g in groups]
         new = [math.fsum(g.rewards[self.samples :]) / self.samples for g in groups]
         p = paired_permutation_p(new, old, child_seed("gate.test", seed), alternative="greater")
@@ -107,7 +108,7 @@ class PairedTrialGate:
         return Verdict(
             accepted=accepted,
             reason=f"trial on {len(groups)} fresh items: {gain:+.3f}, p = {p:.3g} {sign} α = {alpha:g}",
-            cost=_since(bench, before),
+            cost=since(bench, before),
             metrics={
                 "trial_gain": gain,
                 "trial_p": p,
@@ -164,7 +165,7 @@ class DriftGate:
         seed: int,
     ) -> Verdict:
         offered = channel.condition(proposal.state, evidence.task)
-        if problem := _bad_numbers(proposal):
+        if problem := bad_numbers(proposal):
             return Verdict(accepted=False, reason=problem)
         if offered.delta is not None and not delta_base_matches(offered.delta, bench.card.base_hash):
             reason = (
@@ -181,8 +182,8 @@ class DriftGate:
             forward, backward = (self.meter or trial_drift)(bench, offered, child_seed("gate.drift", seed))
         except (BudgetError, NumericsError, UnsupportedError) as error:
             reason = f"drift could not be measured: {error}"
-            return Verdict(accepted=False, reason=reason, cost=_since(bench, before))
-        cost = _since(bench, before)
+            return Verdict(accepted=False, reason=reason, cost=since(bench, before))
+        cost = since(bench, before)
         if not (math.isfinite(forward) and math.isfinite(backward)):
             return Verdict(accepted=False, reason=f"drift is not finite: {forward}, {backward}", cost=cost)
         worst = max(forward, backward)
