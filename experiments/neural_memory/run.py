@@ -229,10 +229,10 @@ def run_cell(cell: Cell, setting: Setting, out: Path, tuning: bool) -> dict[str,
     name = cell.name(tuning)
     path = (out / "tune" if tuning else out) / f"{name}.json"
     state = out.parent / "runs" / f"{name}.pt"
-    if path.exists():
-        print(f"{path} is there already", flush=True)
-        return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     with alone(state.with_suffix(".lock"), name):
+        if path.exists():
+            print(f"{path} is there already", flush=True)
+            return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
         config = config_of(cell.arm, vocabulary(cell.task), cell.seed)
         print(f"{name}: {count_parameters(config):,} parameters, learning rate {cell.rate:g}", flush=True)
         found: dict[str, Any] = {**asdict(cell), "setting": asdict(setting), "parameters": count_parameters(config)}
@@ -289,8 +289,7 @@ def alone(lock: Path, name: str) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(f"another process is at work on {name}; wait for it, or run another cell") from None
-        yield
-        lock.unlink(missing_ok=True)
+        yield  # the file stays: another process may have it open
 
 
 # ----------------------------------------------------------------------------------------------------- learning rates
