@@ -43,7 +43,6 @@ __all__ = [
     "Allocator",
     "Channel",
     "Distilling",
-    "Distilling",
     "Factorable",
     "Gate",
     "Interactive",
@@ -248,27 +247,6 @@ class WholeVocabulary(Protocol):
         ...
 
 
-@runtime_checkable
-class WholeVocabulary(Protocol):
-    """An optional ability of a trainable policy: how far it is from another conditioning of itself, with gradients."""
-
-    def reverse_kl(
-        self,
-        prompts: Sequence[str],
-        conditioning: Conditioning,
-        completions: Sequence[Sequence[Sequence[int]]],
-        teachers: Sequence[Conditioning],
-        *,
-        temperature: float,
-        change: Any = None,
-    ) -> list[torch.Tensor]:
-        """For each prompt [N, T]: KL(policy‖teacher) in nats before each token of its completions, exact over the
-        vocabulary at ``temperature``; 0 beyond the end. ``teachers`` has one conditioning a prompt, weights and all.
-        ``change`` stands in the place of the conditioning's delta, as in :meth:`Trainable.sequence_stats`; gradients
-        flow through it alone."""
-        ...
-
-
 class Workbench(Protocol):
     """The metered handle a channel proposes with, and a gate judges with. It counts what it is asked, so no channel can
     miscount in its own favour, and raises :class:`~twoclock.errors.BudgetError` *before* a call that would pass the
@@ -365,29 +343,6 @@ class Channel(Protocol[StateT]):
 
     def load(self, blob: bytes) -> StateT:
         """The inverse of :meth:`dump`, exactly."""
-        ...
-
-
-@runtime_checkable
-class Distilling(Protocol):
-    """An optional ability of a slow channel: to learn from another conditioning of the policy in the place of rewards.
-    What consolidation writes lessons into the weights with."""
-
-    def distilling(
-        self, teacher: Callable[[Item], Conditioning], *, learning_rate: float | None = None
-    ) -> Channel[Any]:
-        """A channel of the same kind of state whose proposals are steps of on-policy distillation: rollouts of the
-        evidence move towards the policy under what ``teacher`` says of their item, weights and all."""
-        ...
-
-    def rested(self, state: Any) -> Any:
-        """The state with the weights that it has and an optimizer that remembers nothing: what another objective
-        begins from."""
-        ...
-
-    def resumed(self, before: Any, after: Any) -> Any:
-        """The weights of ``after`` with what the optimizer knew in ``before``: one step of the state. Where ``before``
-        has no tensors yet, the optimizer remembers nothing."""
         ...
 
 
