@@ -104,8 +104,8 @@ def lasting_rule(lesson: Lesson, found: LessonEvidence, settings: ConsolidationS
     record = found.record
     if not found.rounds:
         return (
-            "nothing compares it with going without it: no round had rollouts of one item under both (set [rollouts] "
-            "prompts_per_item to 2 or more), or name it with --lesson"
+            "nothing compares it with going without it: no group had rollouts with it and with nothing in its place "
+            "(raise [rollouts] prompts_per_item until the empty prompt is among them), or name it with --lesson"
         )
     if found.age < settings.min_age:
         return f"too young: {found.age} of {settings.min_age} rounds"
