@@ -6,9 +6,13 @@ does about one time in three: so groups have variance, gradients exist, and a ru
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "prompts": {"num_exemplars": [1, 2], "num_new": 3, "search_items": 8, "first_items": 4, "gold_items": 6},
     "lora": {"rank": 2, "learning_rate": 0.05, "targets": ["q_proj", "v_proj", "down_proj"]},
     "svf": {"learning_rate": 0.2, "targets": ["q_proj", "v_proj", "down_proj"]},
+    "proxy": {"alphas": [0.5, 1.0, 2.0], "search_items": 8},
     "full": {"learning_rate": 0.01, "targets": ["q_proj", "down_proj", "norm"]},
 }
 """Small settings by channel name; a channel that is not named here runs with its defaults."""
@@ -44,7 +49,29 @@ def channel_names() -> list[str]:
 
 def make_channel(name: str, **more: Any) -> Channel[Any]:
     options = {**OPTIONS.get(name, {}), **more}
+    if name == "proxy" and "shifts" not in options:
+        options["shifts"] = [{"name": "loud", "expert": str(tiny_adapter())}]
     return build_slow(name, options) if name in SLOW_CHANNELS else build_fast(name, options)
+
+
+@cache
+def tiny_adapter(seed: int = 0, size: float = 1.5) -> Path:
+    """A random LoRA of the tiny Llama, as PEFT writes it: an expert that says other things than its base."""
+    import torch
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in (0, 1):
+        for part, shape in (("A", (2, 64)), ("B", (32, 2))):
+            key = f"base_model.model.model.layers.{layer}.mlp.down_proj.lora_{part}.weight"
+            tensors[key] = torch.randn(shape, generator=generator) * size
+    folder = Path(tempfile.mkdtemp(prefix="adapter-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["down_proj"], "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
 
 
 def model_folder(folder: Path, *, seed: int = 0) -> Path:

@@ -86,7 +86,7 @@ class Parts:
         self.channels: dict[str, Channel[Any]] = {
             name: channel
             for name, options in sorted(config.channels.items())
-            if (channel := attempt(partial(build_channel, name, options, reflector))) is not None
+            if (channel := attempt(partial(build_channel, name, options, reflector, str(base)))) is not None
         }
         self.allocator: Allocator = attempt(lambda: _allocator(config.allocator))
         slow = [name for name, channel in self.channels.items() if channel.timescale is Timescale.SLOW]
@@ -133,12 +133,14 @@ def _task(name: str, spec: Mapping[str, Any], seed: int, base: Path) -> Task:
     return build_planner_task(name, spec, seed, base)
 
 
-def build_channel(name: str, options: Mapping[str, Any], reflector: Reflector | None) -> Channel[Any]:
+def build_channel(
+    name: str, options: Mapping[str, Any], reflector: Reflector | None, base_dir: str | None = None
+) -> Channel[Any]:
     """A channel of either clock by name. Raises ConfigError."""
     if name in SLOW_CHANNELS:
         return build_slow(name, options)
     if name in fast_names():
-        return build_fast(name, options, reflector=reflector)
+        return build_fast(name, options, reflector=reflector, base_dir=base_dir)
     raise ConfigError(unknown_name("channel", name, [*SLOW_CHANNELS, *fast_names()]))
 
 

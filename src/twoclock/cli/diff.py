@@ -148,7 +148,7 @@ def _build(store: RunStore, name: str) -> Channel[Any]:
     def nobody(prompt: str) -> str:
         raise AssertionError("a state is read, nothing is proposed")
 
-    return build_channel(name, store.config["channels"][name], nobody)
+    return build_channel(name, store.config["channels"][name], nobody, store.config.get("base_dir"))
 
 
 def _text_diff(old: Conditioning, new: Conditioning) -> list[str]:

@@ -104,7 +104,7 @@ def _state(store: RunStore, name: str, snapshot: Snapshot) -> tuple[Any, Delta]:
     """The channel's state in the snapshot, and the change of weights that it is."""
     from twoclock.build import build_channel
 
-    channel = build_channel(name, store.config["channels"][name], None)
+    channel = build_channel(name, store.config["channels"][name], None, store.config.get("base_dir"))
     state = channel.load(store.get_blob(snapshot.states[name]))
     delta = channel.condition(state, str(store.config["stream"][0]["task"])).delta
     if delta is None:

@@ -95,7 +95,7 @@ def entries_of_run(
         snapshot = store.head() if number is None else store.snapshot_at(number)
         remembering = 0
         for name, digest in snapshot.states.items():
-            channel = build_channel(name, store.config["channels"][name], nobody)
+            channel = build_channel(name, store.config["channels"][name], nobody, store.config.get("base_dir"))
             if isinstance(channel, Remembering):
                 remembering += 1
                 bank = channel.bank(channel.load(store.get_blob(digest)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from twoclock.contracts import Channel, Reflector
@@ -25,7 +26,9 @@ FAST_CHANNELS: dict[str, str] = {
     "null": "twoclock.fast.null:SPEC",
     "prompts": "twoclock.fast.prompts:SPEC",
     "reflections": "twoclock.fast.memory.reflections:SPEC",
-    # They read what an agent did, so they stand above this room; a name is no import.
+    # It opens what other rooms keep, so it stands above this one; a name is no import.
+    "proxy": "twoclock.experts:PROXY",
+    # They read what an agent did, so they stand above this room too.
     "subtasks": "twoclock.agent.channels:SUBTASKS",
     "tools": "twoclock.agent.channels:TOOLS",
 }
@@ -50,9 +53,15 @@ def fast_spec(name: str) -> FastSpec:
     return spec
 
 
-def build_fast(name: str, options: Mapping[str, Any], *, reflector: Reflector | None = None) -> Channel[Any]:
-    """A fast channel from its name and plain options. Raises ConfigError with every mistake in the options at once."""
+def build_fast(
+    name: str, options: Mapping[str, Any], *, reflector: Reflector | None = None, base_dir: str | None = None
+) -> Channel[Any]:
+    """A fast channel from its name and plain options. ``base_dir`` is the folder that paths among them are relative to,
+    for a channel whose config has a field of that name. Raises ConfigError with every mistake in the options at once.
+    """
     spec = fast_spec(name)
+    if base_dir is not None and any(f.name == "base_dir" for f in fields(spec.config)):
+        options = {"base_dir": base_dir, **options}
     return spec.build(read_options(spec.config, options, f"channel '{name}'"), reflector)
 
 
