@@ -38,13 +38,20 @@ def open_expert(source: str, base_hash: str, *, on: str = "", base_dir: str | Pa
     """
     try:
         from twoclock.models.adapters import read_adapter
+        from twoclock.models.hf import read_config
         from twoclock.models.sources import base_hash_of, locate
     except ModuleNotFoundError as missing:
         raise MissingExtraError.of(missing.name or "torch", "local", "an expert") from missing
+
+    def weights_at(where: str) -> str:
+        folder = locate(where)[0]
+        read_config(folder)  # a folder without a model has a hash too
+        return base_hash_of(folder)
+
     weights, where = base_hash, ""
     if on:
         where = str(_path(on, base_dir) or on)
-        weights = base_hash_of(locate(where)[0])
+        weights = weights_at(where)
     if not source:
         return SideModel(weights=weights, source=where) if on else None
     path = _path(source, base_dir)
@@ -53,7 +60,7 @@ def open_expert(source: str, base_hash: str, *, on: str = "", base_dir: str | Pa
         if on:
             raise ConfigError(f"the expert {source!r} is a whole model, so it is no change of {on!r}: leave out 'on'")
         where = str(path or source)
-        return SideModel(weights=base_hash_of(locate(where)[0]), source=where)
+        return SideModel(weights=weights_at(where), source=where)
     assert path is not None
     delta = read_adapter(path, weights) if kind == "adapter" else _trained(path, weights, on)
     return SideModel(weights=weights, source=where, delta=delta) if on else delta
