@@ -26,6 +26,7 @@ from twoclock.fast.prompts.state import EMPTY, Candidate, Pool, PromptsState
 from twoclock.gathering import RolloutSettings
 from twoclock.hashing import content_hash
 from twoclock.loop import Loop
+from twoclock.memory.records import Entry, Scope
 from twoclock.models.mounting import Mounting
 from twoclock.nn.sampling import sample_tokens, uniforms
 from twoclock.slow import build_slow
@@ -113,7 +114,7 @@ class SampledPolicy:
         with self._mount(conditioning.delta) if change is None else self._mounting(change):
             formats, answers = self.model.formats(eye), self.model.answers(eye)
         shift = torch.zeros(FORMATS)
-        if found := _FORMAT.search(conditioning.system or ""):
+        if found := _FORMAT.search("\n".join([conditioning.system or "", *conditioning.notes])):
             shift[int(found[1])] = 9.0
         return formats + shift, answers
 
@@ -144,7 +145,7 @@ class SampledPolicy:
         )
 
     def prompt_tokens(self, prompt: str, conditioning: Conditioning) -> int:
-        return len(prompt.split()) + len((conditioning.system or "").split())
+        return len(conditioning.told(prompt).split()) + len((conditioning.system or "").split())
 
     def linear_shapes(self, patterns: Sequence[str]) -> dict[str, tuple[int, int]]:
         return {n: (m.out_features, m.in_features) for n, m in self._linears.items() if n in patterns}
@@ -237,6 +238,8 @@ class TwoTokenWorld:
     policy: Any = field(default_factory=TwoTokenPolicy)
     apart: bool = True
     told: Mapping[str, str] = field(default_factory=lambda: {"first": LESSON})
+    fast: str = "prompts"
+    """``prompts``, or a memory channel: then each text of ``told`` is an entry that is shown on its task."""
     slow: str | None = "lora"
     phases: tuple[tuple[str, int], ...] = (("first", 4), ("second", 2))
     rollouts: RolloutSettings = field(default_factory=lambda: RolloutSettings(items=8, per_item=4, prompts_per_item=2))
@@ -250,27 +253,41 @@ class TwoTokenWorld:
             "lora": {"rank": 8, "learning_rate": 0.1, "targets": ["formats", "answers"]},
             "full": {"learning_rate": 0.2},
         }
-        self.channels: dict[str, Channel[Any]] = {"prompts": build_fast("prompts", {"empty_alternative": True})}
+        self.channels: dict[str, Channel[Any]] = {self.fast: build_fast(self.fast, {})}
         if self.slow:
             self.channels[self.slow] = build_slow(self.slow, options[self.slow])
 
-    def state(self) -> PromptsState:
-        """The prompts that the world is told from the start."""
+    def state(self) -> Any:
+        """What the world is told from the start."""
+        if self.fast != "prompts":
+            channel: Any = self.channels[self.fast]
+            empty = channel.init(self.policy.card, 0)
+            return channel.with_bank(empty, channel.bank(empty).add(*self._entries().values()))
         state = PromptsState()
         for task, text in self.told.items():
             candidate = Candidate(system=text, origin="instruction")
             state = state.with_pool(task, Pool(candidates=(candidate, EMPTY), deployed=candidate.id))
         return state
 
+    def _entries(self) -> dict[str, Entry]:
+        return {
+            task: Entry(kind="reflection", key="what of input", text=text, scope=Scope(task=task))
+            for task, text in self.told.items()
+        }
+
     def lesson(self, task: str = "first") -> str:
-        return self.state().pool(task).deployed
+        """The id of what the world is told on a task."""
+        if self.fast != "prompts":
+            return self._entries()[task].id
+        deployed: str = self.state().pool(task).deployed
+        return deployed
 
     @contextmanager
     def run(self, path: Path, rounds: int = 0) -> Iterator[Loop]:
         """A run in ``path``, begun and ``rounds`` rounds on; closed at the end."""
         with RunStore.create(path, config={}) as store:
             loop = self.loop(store)
-            loop.begin({"prompts": self.state()})
+            loop.begin({self.fast: self.state()})
             loop.run(rounds)
             yield loop
 

@@ -101,6 +101,32 @@ def test_a_lesson_moves_to_the_weights(tmp_path: Path, slow: str) -> None:
         }
 
 
+def test_an_entry_of_a_memory_moves_and_its_neighbour_stays(tmp_path: Path) -> None:
+    """What a memory says differs from item to item; the entry is retired, and what else it holds speaks as before."""
+    world = TwoTokenWorld(fast="reflections", told={"first": LESSON, "second": IDLE_LESSON})
+    with world.run(tmp_path / "run", 4) as loop:
+        before = loop.states
+        plan = planned(loop, world, lessons=None)
+        first, second = plan.choices
+        assert (first.lesson.id, first.accepted, second.accepted) == (world.lesson(), True, False)
+        assert first.evidence is not None
+        assert first.evidence.record.effect().mean > 0.5  # from the rollouts that held it out
+        result = consolidation(loop).carry_out(plan, loop.states)
+        assert result.accepted, result.reason
+        after = restored(loop)
+        told = {task: conditioning_of(loop.channels, after, task) for task in ("first", "second")}
+        assert not told["first"].recall
+        assert told["second"].for_item(world.tasks["second"].split("trial")[0]).notes != ()
+        policy: Any = loop.policy
+        assert policy.accuracy(told["first"], world.tasks["first"]) > 0.9
+        assert loop.channels["reflections"].bank(after["reflections"]).get(world.lesson()) is None  # type: ignore[attr-defined]
+        assert loop.store.append_rollback(4, reason="no").states == plan.head.states
+        assert loop.channels["reflections"].dump(restored(loop)["reflections"]) == loop.channels["reflections"].dump(
+            before["reflections"]
+        )
+        assert loop.store.verify() == []
+
+
 def test_the_ledger_tells_it(world: TwoTokenWorld, loop: Loop) -> None:
     head = loop.store.head()
     result = carried_out(loop, world)

@@ -29,7 +29,7 @@ from twoclock.errors import BudgetError, ConfigError, NumericsError, Unsupported
 from twoclock.evaluation import Evaluator, conditioning_of
 from twoclock.seeding import child_rng, child_seed
 from twoclock.store import RunStore
-from twoclock.types import Conditioning, Cost, Item, LedgerEntry, Lesson, Sampling, Snapshot, Write
+from twoclock.types import Conditioning, Cost, Item, LedgerEntry, Lesson, Sampling, Snapshot, Timescale, Write
 
 __all__ = ["Consolidated", "Consolidation"]
 
@@ -97,13 +97,21 @@ class Consolidation:
         self.progress: Callable[[str], None] = progress or (lambda text: None)
 
     def by_itself(self, states: Mapping[str, Any]) -> Consolidated | None:
-        """What a run does at the end of a phase: moves the lessons that the evidence speaks for, and returns what came
-        of it; None where there are none, or where the same attempt was refused before."""
-        try:
-            plan = plan_consolidation(self.store, self.stream, self.channels, states, self.settings, seed=self.seed)
-        except (ConfigError, UnsupportedError):
-            return None
-        return self.carry_out(plan, states) if plan.lessons and plan.tried is None else None
+        """What a run does at the end of a phase: moves the lessons that the evidence speaks for, those of the first
+        channel that has some, and returns what came of it; None where there are none, or where the same attempt was
+        refused before. The states that are live afterwards are the result's."""
+        for name, channel in self.channels.items():
+            if not isinstance(channel, Teaching) or channel.timescale is not Timescale.FAST:
+                continue
+            try:
+                plan = plan_consolidation(
+                    self.store, self.stream, self.channels, states, self.settings, seed=self.seed, channel=name
+                )
+            except (ConfigError, UnsupportedError):  # no lesson, no slow channel, a task that is played
+                continue
+            if plan.lessons and plan.tried is None:
+                return self.carry_out(plan, states)
+        return None
 
     def carry_out(self, plan: ConsolidationPlan, states: Mapping[str, Any], *, again: bool = False) -> Consolidated:
         """Carries the plan out on ``states``, the live ones, by channel. Raises ConfigError for a plan without lessons,
