@@ -48,6 +48,7 @@ __all__ = [
     "Snapshot",
     "SplitName",
     "Timescale",
+    "TokenShift",
     "Verdict",
     "Write",
     "total",
@@ -209,6 +210,11 @@ class Shift:
     def __hash__(self) -> int:
         return hash(self.id)
 
+    def __str__(self) -> str:
+        amounts = ", ".join(f"{alpha:g}" for alpha in self.alphas)
+        told = f"{self.name or self.id[:8]} × {f'({amounts}, …)' if len(self.alphas) > 1 else amounts}"
+        return told + (f" within {self.plausible:g} of the expert's best" if self.plausible else "")
+
 
 def _side_content(side: Side) -> dict[str, str]:
     if side is None:
@@ -323,6 +329,29 @@ class Completion:
     error: str | None = None
     turns: int = 1
     """Above 1 this is an episode of so many turns; the token counts are those of all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenShift:
+    """What the shifts of a conditioning did to one token of an answer; log-probabilities in nats at temperature 1."""
+
+    token: int
+    text: str
+    before: float
+    """The token's log-probability without the shifts."""
+    after: float
+    """The same with them."""
+    instead: str
+    """The text of the token that would have been the most likely one without them."""
+    changed: bool
+    """Whether another token became the most likely one."""
+    uncovered: float = 0.0
+    """The probability, without the shifts, of tokens that some shift's sides do not know."""
+
+    @property
+    def moved(self) -> float:
+        """How much more likely the token became, in nats."""
+        return self.after - self.before
 
 
 @dataclass(frozen=True, kw_only=True)
