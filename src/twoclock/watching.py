@@ -60,7 +60,7 @@ class WatchSettings:
     sentinel_items: int = 0
     """Trial items of each earlier task that watch over the weights; 0: none."""
     sentinel_every: int = 6
-    """Rounds from one look at the sentinels to the next."""
+    """Rounds from one look at the sentinels to the next; they are also looked at before a version counts as proven."""
     sentinel_margin: float = 0.1
     """A loss of mean reward on a sentinel below this is let pass."""
 
@@ -205,7 +205,12 @@ class Watcher:
             taken: TakenBack | None = None
             if high < 0:
                 taken = TakenBack(state=anchor, cause="its effect is negative", reason=told, metrics=numbers)
-            elif slow and (broken := self._sentinels(number, phase, watch, channel, states, anchor)):
+            elif (
+                slow
+                # What is proven on the task at hand is to be proven harmless elsewhere before it becomes an anchor.
+                and (low > 0 or watch.rounds % self.settings.sentinel_every == 0)
+                and (broken := self._sentinels(number, phase, channel, states, anchor))
+            ):
                 taken = broken
             elif low > 0:
                 del watches[key]
@@ -288,12 +293,14 @@ class Watcher:
         return weighed_differences(self.policy, evidence, now, then)
 
     def _sentinels(
-        self, number: int, phase: Phase, watch: Watch, channel: Channel[Any], states: Mapping[str, Any], anchor: Any
+        self, number: int, phase: Phase, channel: Channel[Any], states: Mapping[str, Any], anchor: Any
     ) -> TakenBack | None:
-        """A take-back where an earlier task has lost under the live weights; None where none has, or it is not time."""
+        """A take-back where an earlier task has lost under the live weights, by a paired test at ``alpha``."""
+        from twoclock.measure.statistics import paired_permutation_p
+
         settings = self.settings
         earlier = self._earlier(number, phase)
-        if not (settings.sentinel_items and earlier) or watch.rounds % settings.sentinel_every:
+        if not (settings.sentinel_items and earlier):
             return None
         cost = Cost()
         for task in earlier:
@@ -305,11 +312,14 @@ class Watcher:
             items = bench.items("trial", settings.sentinel_items, child_seed("sentinels", self.seed, number, task))
             groups = bench.roll_out(items, sides, 1, child_seed("sentinel", self.seed, number, task))
             cost = cost + bench.spent
-            lost = Watch(since=number).add([g.rewards[1] - g.rewards[0] for g in groups])
-            _, high = bounds(lost, settings.alpha)
-            if lost.mean <= -settings.sentinel_margin and high < 0:
-                told = f"{lost.mean:+.3f} (at most {high:.3f}) on {lost.count} sentinel items of '{task}'"
-                numbers = {"sentinel_mean": lost.mean, "sentinel_items": float(lost.count)}
+            before, now = [g.rewards[0] for g in groups], [g.rewards[1] for g in groups]
+            mean = (math.fsum(now) - math.fsum(before)) / max(1, len(groups))
+            if mean > -settings.sentinel_margin or mean >= 0:
+                continue
+            p = paired_permutation_p(before, now, child_seed("sentinel.test", self.seed, number), alternative="greater")
+            if p <= settings.alpha:
+                told = f"{mean:+.3f} on {len(groups)} sentinel items of '{task}', p = {p:.3g} ≤ α = {settings.alpha:g}"
+                numbers = {"sentinel_mean": mean, "sentinel_items": float(len(groups)), "sentinel_p": p}
                 return TakenBack(
                     state=anchor, cause=f"it broke what '{task}' had", reason=told, metrics=numbers, cost=cost
                 )

@@ -13,8 +13,12 @@ import numpy as np
 import pytest
 from loop_world import World, solver
 
+from tiny_world import MEASURE
+from twoclock.allocate import GateConfig
 from twoclock.errors import ConfigError
 from twoclock.gathering import RolloutSettings
+from twoclock.models.scripted import ScriptedPolicy
+from twoclock.seeding import child_rng
 from twoclock.store import RunStore
 from twoclock.types import (
     Budget,
@@ -226,3 +230,66 @@ def test_every_mistake_in_the_settings_is_told() -> None:
     with pytest.raises(ConfigError) as caught:
         WatchSettings(alpha=2.0, probation=-1, sentinel_items=4)
     assert len(caught.value.problems) == 4
+
+
+class Weights(Versions):
+    """A slow channel in name: its versions are deltas that the script tells apart."""
+
+    name = "weights"
+    timescale = Timescale.SLOW
+
+    def condition(self, state: int, task: str) -> Conditioning:
+        return Conditioning(delta=Delta(f"v{state}", "table", "base", None) if state else None)
+
+
+def sentinel_world(chances: dict[tuple[str, int], float], **settings: Any) -> World:
+    """Two rounds of ``largest``, six of ``smallest``; version 1 of the weights is committed in round 4."""
+
+    def script(prompt: str, conditioning: Conditioning, seed: int) -> str:
+        version = int(conditioning.delta.id[1:]) if conditioning.delta else 0
+        task = "largest" if "largest" in prompt else "smallest"
+        return "7" if child_rng("sentinel", seed, prompt).random() < chances[task, version] else "\x00"
+
+    policy = ScriptedPolicy(script, name="versions")
+    policy._card = replace(policy.card, trainable=True, base_hash="base")
+    return World(
+        policy=policy,
+        channels={},
+        made={"weights": Weights({4: 1})},
+        allocator="fixed",
+        options={},
+        gates=GateConfig(slow="accept"),
+        measure=replace(MEASURE, drift_every=0),
+        rollouts=RolloutSettings(items=4, per_item=4),
+        watch=WatchSettings(**{"slow": True, "sentinel_items": 16, "sentinel_every": 2, **settings}),
+        phases=(("largest", 2), ("smallest", 6)),
+    )
+
+
+def test_a_version_that_broke_an_earlier_task_is_taken_back(tmp_path: Path) -> None:
+    broken = {("largest", 0): 0.9, ("largest", 1): 0.1, ("smallest", 0): 0.5, ("smallest", 1): 0.9}
+    loop = sentinel_world(broken).play(tmp_path / "run")
+    assert loop.states == {"weights": 0}
+    with RunStore.open(tmp_path / "run") as store:
+        (back,) = store.entries(action="rollback")
+        assert back.round == 6, "the second look after round 4"
+        assert back.cause == "taken back: it broke what 'largest' had"
+        assert back.metrics["sentinel_mean"] < -0.4
+        assert back.cost.rollouts == 32
+        assert store.verify() == []
+
+
+def test_a_version_that_broke_nothing_stays(tmp_path: Path) -> None:
+    kept = {("largest", 0): 0.9, ("largest", 1): 0.9, ("smallest", 0): 0.5, ("smallest", 1): 0.9}
+    assert sentinel_world(kept).play(tmp_path / "kept").states == {"weights": 1}
+    little = {**kept, ("largest", 1): 0.5}
+    assert sentinel_world(little, sentinel_margin=0.9).play(tmp_path / "little").states == {"weights": 1}
+
+
+def test_nothing_spoke_for_it_within_its_probation(tmp_path: Path) -> None:
+    same = dict.fromkeys([(task, n) for task in ("largest", "smallest") for n in (0, 1)], 0.5)
+    loop = sentinel_world(same, sentinel_items=0, probation=3).play(tmp_path / "run")
+    assert loop.states == {"weights": 0}
+    with RunStore.open(tmp_path / "run") as store:
+        (back,) = store.entries(action="rollback")
+        assert (back.round, back.cause) == (7, "taken back: nothing spoke for it within 3 rounds")
