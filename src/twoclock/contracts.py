@@ -30,6 +30,7 @@ from twoclock.types import (
     Snapshot,
     SplitName,
     Timescale,
+    TokenShift,
     Verdict,
 )
 
@@ -51,6 +52,7 @@ __all__ = [
     "Reflector",
     "Remembering",
     "SequenceStats",
+    "Shifting",
     "Task",
     "TaskStream",
     "Teaching",
@@ -239,9 +241,11 @@ class WholeVocabulary(Protocol):
         *,
         temperature: float,
         change: Any = None,
+        forward: float = 0.0,
     ) -> list[torch.Tensor]:
         """For each prompt [N, T]: KL(policy‖teacher) in nats before each token of its completions, exact over the
         vocabulary at ``temperature``; 0 beyond the end. ``teachers`` has one conditioning a prompt, weights and all.
+        ``forward`` is the share of KL(teacher‖policy) in it.
         ``change`` stands in the place of the conditioning's delta, as in :meth:`Trainable.sequence_stats`; gradients
         flow through it alone."""
         ...
@@ -352,10 +356,11 @@ class Distilling(Protocol):
     What consolidation writes lessons into the weights with."""
 
     def distilling(
-        self, teacher: Callable[[Item], Conditioning], *, learning_rate: float | None = None
+        self, teacher: Callable[[Item], Conditioning], *, learning_rate: float | None = None, forward: float = 0.0
     ) -> Channel[Any]:
         """A channel of the same kind of state whose proposals are steps of on-policy distillation: rollouts of the
-        evidence move towards the policy under what ``teacher`` says of their item, weights and all."""
+        evidence move towards the policy under what ``teacher`` says of their item, weights and all. ``forward`` is the
+        share of the KL from teacher to policy, where the policy tells it."""
         ...
 
     def rested(self, state: Any) -> Any:
@@ -389,6 +394,15 @@ class Remembering(Protocol):
 
     def with_bank(self, state: Any, bank: Bank) -> Any:
         """The state with another bank."""
+        ...
+
+
+@runtime_checkable
+class Shifting(Protocol):
+    """An optional ability of a policy: it can say, token by token, what a conditioning's shifts did to an answer."""
+
+    def token_shifts(self, prompt: str, conditioning: Conditioning, tokens: Sequence[int]) -> tuple[TokenShift, ...]:
+        """One record a token of the answer ``tokens``, compared with the same conditioning without shifts."""
         ...
 
 

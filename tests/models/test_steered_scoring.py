@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from steered_cases import PROMPTS, asked, full, lora  # noqa: E402
+from steered_cases import PROMPTS, asked, full, lora, other_tokenizer  # noqa: E402
 
 from tiny_models import make_policy  # noqa: E402
 from twoclock.models.plain import plain_logits  # noqa: E402
@@ -221,3 +221,35 @@ def test_nothing_to_score(policy: Any) -> None:
     assert stats.logprobs.shape == (1, 0)
     assert policy.logprobs_under(["h"], [()], [told]) == [[[]]]
     assert policy.sequence_stats([], told, [], temperature=1.0) == []
+
+
+def test_what_the_shifts_did_to_each_token(policy: Any) -> None:
+    told = conditionings(policy)["others"]
+    answer = (10, 20, 30, 7)
+    found = policy.token_shifts("h", told, answer)
+    plain = Conditioning(delta=told.delta)
+    one, other = (before(policy, c, "h", answer).log_softmax(-1) for c in (plain, told))
+    for n, (token, record) in enumerate(zip(answer, found, strict=True)):
+        assert (record.token, record.text) == (token, policy.tokenizer.decode([token]))
+        assert record.before == pytest.approx(float(one[n, token]), abs=1e-4)
+        assert record.after == pytest.approx(float(other[n, token]), abs=2e-4)
+        assert record.instead == policy.tokenizer.decode([int(one[n].argmax())])
+        assert record.changed == (int(one[n].argmax()) != int(other[n].argmax()))
+        assert record.uncovered == 0.0
+    assert any(abs(record.moved) > 0.1 for record in found)
+    inert = Conditioning(shifts=(Shift(expert=lora(policy, 1), anti=None, alpha=0.0),))
+    assert all(r.moved == 0.0 and not r.changed for r in policy.token_shifts("h", inert, answer))
+    assert policy.token_shifts("h", told, ()) == ()
+
+
+def test_the_probability_of_what_no_expert_knows_is_told(policy: Any) -> None:
+    small = make_policy("qwen2", seed=41)
+    small.tokenizer = other_tokenizer(lost=list("abcdijkl"))
+    side = policy.steering.companions.add(small)
+    told = Conditioning(shifts=(Shift(expert=side, anti=None, alpha=0.5, mapped=True),))
+    found = policy.token_shifts("h", told, (10, 20))
+    probs = before(policy, Conditioning(), "h", (10, 20)).softmax(-1)
+    vocab = policy.tokenizer.get_vocab()
+    lost = [i for t, i in vocab.items() if t not in small.tokenizer.get_vocab()]
+    assert [r.uncovered for r in found] == pytest.approx(probs[:, lost].sum(-1).tolist(), abs=1e-5)
+    assert all(r.uncovered > 0.0 for r in found)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +17,15 @@ from twoclock.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from twoclock.build import Session
-    from twoclock.types import Conditioning, Sampling
+    from twoclock.types import Conditioning, Sampling, TokenShift
 
 COMMANDS = {
     "/base": "the untouched base model, or what was learned (a switch)",
     "/weights": "the learned weights on or off",
     "/prompt": "the learned prompt on or off",
     "/task NAME": "the prompt learned for another task",
-    "/show": "what the model is shown before your message",
+    "/show": "what the model is shown before your message, and what shifts its answers",
+    "/why": "which tokens of the last answer were shifted, and by how much",
     "/new": "forget this conversation",
     "/help": "these commands",
     "/quit": "leave (also Ctrl-D)",
@@ -104,6 +106,8 @@ class Talk:
     prompt: bool = True
     turns: tuple[tuple[str, str], ...] = ()
     count: int = 0
+    last: tuple[str, Conditioning, tuple[int, ...]] | None = None
+    """The last message, what it was answered under, and the answer's tokens."""
 
     def hear(self, line: str) -> bool:
         """Obeys a command or answers a message; False to end."""
@@ -126,6 +130,8 @@ class Talk:
             say("a new conversation")
         elif word == "/show":
             say(_shown(self._learned()))
+        elif word == "/why":
+            self._explain()
         elif word == "/help":
             say("\n".join(f"{name:<11} {what}" for name, what in COMMANDS.items()))
         else:
@@ -143,7 +149,8 @@ class Talk:
         told = learned.system is not None or learned.exemplars
         prompt = f"the prompt learned for {self.task}" if told else "no learned prompt"
         memory = ", with what memory finds" if learned.recall or learned.notes else ""
-        return f"talking: {weights}, {prompt}{memory}"
+        shifts = f", shifted by {', '.join(map(str, learned.shifts))}" if learned.shifts else ""
+        return f"talking: {weights}, {prompt}{memory}{shifts}"
 
     def _change_task(self, name: str) -> None:
         known = self.session.parts.tasks
@@ -170,6 +177,7 @@ class Talk:
             [Request(prompt=message, conditioning=told, seeds=seeds)], self.sampling
         )[0][0]
         self.count += 1
+        self.last = (message, told, completion.tokens)
         if completion.finish == "error":
             say(f"no answer: {completion.error or 'unknown error'}; /new forgets the conversation so far")
             return
@@ -178,6 +186,20 @@ class Talk:
         if completion.finish == "length":
             say(f"(cut after {self.sampling.max_new_tokens} tokens; --max-tokens allows more)")
         self.turns = (*self.turns, (message, completion.text))
+
+    def _explain(self) -> None:
+        """What the shifts did to the last answer."""
+        from twoclock.contracts import Shifting
+
+        policy = self.session.policy
+        if self.last is None or not self.last[2]:
+            say("there is no answer yet: say something first")
+        elif not self.last[1].shifts:
+            say("nothing shifted that answer")
+        elif not isinstance(policy, Shifting):
+            say(f"{policy.card.name} cannot say what shifted its answers")
+        else:
+            say("\n".join(shift_lines(policy.token_shifts(*self.last))))
 
     def _make_room(self, message: str, learned: Conditioning) -> None:
         """Drops the oldest turns while message and answer do not fit the model's context."""
@@ -197,8 +219,29 @@ class Talk:
             say(f"(the {dropped} oldest turns no longer fit the model's context and are forgotten)")
 
 
+def shift_lines(found: Sequence[TokenShift], *, most: int = 20, least: float = 0.1) -> list[str]:
+    """The tokens that were moved by at least ``least`` nats, in the order of the answer, no more than the ``most``
+    moved ones, under a line that sums up."""
+    moved = [(i, one) for i, one in enumerate(found) if abs(one.moved) >= least or one.changed]
+    changed = sum(one.changed for one in found)
+    lines = [
+        f"{len(moved)} of {len(found)} tokens were moved by {least:g} nats or more; {changed} would have been others"
+    ]
+    kept = sorted(sorted(moved, key=lambda pair: -abs(pair[1].moved))[:most])
+    for i, one in kept:
+        chance = f"{math.exp(one.before):.3f} → {math.exp(one.after):.3f}"
+        instead = f", instead of {clean(one.instead)!r}" if one.changed and one.instead != one.text else ""
+        lines.append(f"{i + 1:>4}  {clean(one.text)!r:<16} {chance} ({one.moved:+.1f}){instead}")
+    if len(kept) < len(moved):
+        lines.append(f"      … and {len(moved) - len(kept)} that moved less")
+    if (unknown := max((one.uncovered for one in found), default=0.0)) > 0.001:
+        lines.append(f"      up to {unknown:.1%} of the probability lay on tokens that an expert does not know")
+    return lines
+
+
 def _shown(told: Conditioning) -> str:
     lines = [] if told.system is None else [f"system: {told.system}"]
     for question, answer in told.exemplars:
         lines += [f"user: {question}", f"assistant: {answer}"]
+    lines += [f"shift: {shift}" for shift in told.shifts]
     return "\n".join(lines) or "nothing but your message"

@@ -162,7 +162,7 @@ def _lines(told: Conditioning) -> list[str]:
     for question, answer in told.exemplars:
         lines += [f"user: {line}" for line in question.splitlines()]
         lines += [f"assistant: {line}" for line in answer.splitlines()]
-    return lines
+    return [*lines, *(f"shift: {shift}" for shift in told.shifts)]
 
 
 def _weights(old: Delta | None, new: Delta | None) -> dict[str, Any]:

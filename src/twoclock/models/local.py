@@ -25,7 +25,7 @@ from twoclock.models.teacher_forcing import Side, Stats, TeacherForcing, model_h
 from twoclock.models.views import TreeView
 from twoclock.nn.sampling import uniforms
 from twoclock.nn.svf import Factoring, Factors, SingularChange
-from twoclock.types import Completion, Conditioning, Delta, PolicyCard, Request, Sampling
+from twoclock.types import Completion, Conditioning, Delta, PolicyCard, Request, Sampling, TokenShift
 
 __all__ = ["LocalPolicy", "SvfForm", "open_local"]
 
@@ -312,6 +312,7 @@ class LocalPolicy:
         *,
         temperature: float,
         change: Any = None,
+        forward: float = 0.0,
     ) -> list[torch.Tensor]:
         if conditioning.shifts or any(teacher.shifts for teacher in teachers):
             return self.steering.reverse_kl(
@@ -326,7 +327,7 @@ class LocalPolicy:
             student = Side([self.render(prompts[i], conditioning) for i in some], own)
             taught = [self.render(prompts[i], teachers[i]) for i in some]
             other = Side(taught, self._payload(teachers[some[0]].delta))
-            found = self._forcing.reverse_kl(student, other, [completions[i] for i in some], temperature)
+            found = self._forcing.reverse_kl(student, other, [completions[i] for i in some], temperature, forward)
             results.update(zip(some, found, strict=True))
         return [results[i] for i in range(len(prompts))]
 
@@ -357,6 +358,10 @@ class LocalPolicy:
         if any(conditioning.shifts for conditioning in conditionings):
             return self.steering.logprobs_under(prompts, completions, conditionings, temperature=temperature)
         return self._forcing.logprobs([self._side(prompts, c) for c in conditionings], completions, temperature)
+
+    def token_shifts(self, prompt: str, conditioning: Conditioning, tokens: Sequence[int]) -> tuple[TokenShift, ...]:
+        """See :class:`~twoclock.contracts.Shifting`."""
+        return self.steering.token_shifts(prompt, conditioning, tokens)
 
     def _side(self, prompts: Sequence[str], conditioning: Conditioning) -> Side:
         return Side([self.render(p, conditioning) for p in prompts], self._payload(conditioning.delta))

@@ -26,7 +26,8 @@ from twoclock.models.steered_scoring import (
 )
 from twoclock.models.teacher_forcing import Stats
 from twoclock.models.voices import Companions, Recipe, recipe_of
-from twoclock.types import Completion, Conditioning, Delta, Request, Sampling
+from twoclock.nn.proxy import token_shifts
+from twoclock.types import Completion, Conditioning, Delta, Request, Sampling, TokenShift
 
 if TYPE_CHECKING:
     from twoclock.models.local import LocalPolicy
@@ -198,6 +199,36 @@ class Steering:
             values = kl_between(one, other)
             means.append(max(0.0, math.fsum(values) / len(values)) if values else 0.0)
         return means
+
+    @torch.no_grad()
+    def token_shifts(self, prompt: str, conditioning: Conditioning, tokens: Sequence[int]) -> tuple[TokenShift, ...]:
+        """See :class:`~twoclock.contracts.Shifting`."""
+        answers = [[tokens]]
+        before = self._predictions(replace(conditioning, shifts=()), [prompt], answers)
+        after = self._predictions(conditioning, [prompt], answers)
+        unknown = ~after.recipe.known if after.recipe.gaps else None
+        decode = self.policy.tokenizer.decode
+        found: list[TokenShift] = []
+        for some in before.slices():
+            one, other = before.logits(some), after.logits(some)
+            drawn = torch.tensor(tokens[some], device=one.device)
+            moved = token_shifts(one, other, drawn)
+            mass = one.softmax(dim=-1) * (torch.zeros_like(one) if unknown is None else unknown.to(one))
+            columns = (moved.before, moved.after, moved.top, moved.changed, mass.sum(dim=-1))
+            rows = zip(tokens[some], *(column.tolist() for column in columns), strict=True)
+            for token, was, now, top, changed, uncovered in rows:
+                found.append(
+                    TokenShift(
+                        token=token,
+                        text=decode([token]),
+                        before=was,
+                        after=now,
+                        instead=decode([top]),
+                        changed=changed,
+                        uncovered=uncovered,
+                    )
+                )
+        return tuple(found)
 
     def chunks(
         self, prompts: Sequence[str], conditioning: Conditioning, completions: Sequence[Sequence[Sequence[int]]]

@@ -87,6 +87,16 @@ class Recipe:
         gaps = tuple((g.expert, g.anti, g.plausible) for g in self.gaps)
         return self.voices, tuple(part.voice for part in self.parts), gaps, tuple(id(m) for m in self.maps)
 
+    @property
+    def known(self) -> torch.Tensor:
+        """[V] the tokens that the sides of every gap know; rows of the head that stand for no token count as known."""
+        found = torch.ones(len(self.maps[0].index), dtype=torch.bool)
+        for gap in self.gaps:
+            found &= self.covered(gap)
+        own = torch.zeros_like(found)
+        own[[i for i in self.policy.tokenizer.get_vocab().values() if i < len(own)]] = True
+        return found | ~own
+
     def covered(self, gap: Gap) -> torch.Tensor:
         """[V] the tokens that both sides of a gap know."""
         return self.maps[gap.expert].covered & self.maps[gap.anti].covered

@@ -30,6 +30,7 @@ from twoclock.report.probes import ProbePages, figure_html, read_probes
 from twoclock.report.reading import RunData, part, read_run
 from twoclock.store import RunStore
 from twoclock.store.blobs import write_atomically
+from twoclock.store.shifts import shifts_of
 
 __all__ = ["render", "write_report"]
 
@@ -155,12 +156,13 @@ def _figures(
 
 def _learned_prompts(data: RunData, splits: Sequence[tables.SplitRow]) -> dict[str, Mapping[str, Any]]:
     """What was shown to the model in each task's deployed cell, where the store has it."""
-    found = {}
+    found: dict[str, Mapping[str, Any]] = {}
     for split in splits:
         deployed = split.table.evaluations.get(("live", "learned")) if split.table else None
         conditioning = data.conditionings.get(deployed.conditioning_id) if deployed else None
-        if conditioning and (conditioning["system"] or conditioning["exemplars"]):
-            found[split.task] = conditioning
+        if conditioning and (conditioning["system"] or conditioning["exemplars"] or conditioning.get("shifts")):
+            shifts = [str(shift) for shift in shifts_of(conditioning.get("shifts", ()))]
+            found[split.task] = {**conditioning, "shifts": shifts}
     return found
 
 
