@@ -30,6 +30,7 @@ VERBS: dict[str, str] = {
     "status": "Where a run stands.",
     "log": "The ledger: every proposal, verdict, reason and cost.",
     "diff": "What changed between two rounds.",
+    "why": "A lesson: its evidence, the decision, what would change it.",
     "rollback": "Make the states of an earlier round live again.",
     "consolidate": "Move lasting lessons from prompts and memories to the weights.",
     "eval": "Measure a run: the 2×2 of each task, drift, retention, cost.",

@@ -155,7 +155,12 @@ class PromptsChannel:
             live.setdefault(pool.deployed, []).append(key)
         found = [
             Lesson(
-                id=c.id, channel=self.name, text=_told(c), tasks=tuple(live.get(c.id) or tasks[c.id]), live=c.id in live
+                id=c.id,
+                channel=self.name,
+                text=_told(c),
+                tasks=tuple(live.get(c.id) or tasks[c.id]),
+                live=c.id in live,
+                says=c.conditioning,
             )
             for c in known.values()
         ]
