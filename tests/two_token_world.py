@@ -217,9 +217,14 @@ class TwoTokenPolicy(SampledPolicy):
         *,
         temperature: float,
         change: Any = None,
+        forward: float = 0.0,
     ) -> list[torch.Tensor]:
         own = self._logs(conditioning, change, temperature)
-        taught = {c.id: self._kl(own, self._logs(c, None, temperature)) for c in {t.id: t for t in teachers}.values()}
+        taught = {}
+        for teacher in {t.id: t for t in teachers}.values():
+            other = self._logs(teacher, None, temperature)
+            back = torch.stack([(b.exp() * (b - a)).sum(-1) for a, b in zip(own, other, strict=True)], 1)
+            taught[teacher.id] = (1 - forward) * self._kl(own, other) + forward * back
         rows = zip(prompts, completions, teachers, strict=True)
         return [taught[t.id][input_of(p)].expand(len(c), 2) for p, c, t in rows]
 

@@ -10,11 +10,15 @@ channels as they are), and takes one step of the run's own slow channel down
 
     KL(π_θ(· | x, y_<t) ‖ π_before(· | lessons, x, y_<t)),
 
-exact over the vocabulary where the policy can, else by the sampled tokens. Items of the stream's other tasks take part
-with their own conditioning as it is: there teacher and student differ by the weights alone, which holds them in place.
-What is learned from is one prompt at a time, so a lesson is learned only as far as an item's text tells when it holds.
-(On-policy distillation: Agarwal et al., arXiv:2306.13649; of a context into weights: Snell et al., arXiv:2209.15189;
-from a model's own conditioned copy: arXiv:2601.19897.)
+exact over the vocabulary where the policy can, with a share of the other direction (``forward``): the reverse KL's
+gradient at a token goes with the policy's own probability of it, so a convention that it never follows unasked would be
+learned over hundreds of steps. Where the policy knows only sampled tokens, by those, in this direction.
+
+Items of the stream's other tasks take part with their own conditioning as it is: there teacher and student differ by
+the weights alone, which holds them in place. What is learned from is one prompt at a time, so a lesson is learned only
+as far as an item's text tells when it holds. (On-policy distillation and its divergences: Agarwal et al.,
+arXiv:2306.13649; of a context into weights: Snell et al., arXiv:2209.15189; from a model's own conditioned copy:
+arXiv:2601.19897.)
 """
 
 from __future__ import annotations
@@ -83,7 +87,9 @@ class Distillation:
         slow, settings = self.slow, self.settings
         assert isinstance(slow, Distilling)
         taught: dict[str, Conditioning] = {}
-        learner = slow.distilling(lambda item: taught[_key(item)], learning_rate=settings.learning_rate)
+        learner = slow.distilling(
+            lambda item: taught[_key(item)], learning_rate=settings.learning_rate, forward=settings.forward
+        )
         result = Distilled(state=None)
         now = slow.rested(state)
         for number in range(settings.rounds + 1):

@@ -24,7 +24,7 @@ class ConsolidationSettings:
     lasting: float = 0.5
     """The least chance that it stays true through the next ``horizon`` rounds."""
 
-    rounds: int = 24
+    rounds: int = 40
     """At most so many rounds of distillation: rollouts without the lessons, then one optimizer step."""
     items: int = 16
     """Training items a round, of each task that the lessons are shown on."""
@@ -34,7 +34,10 @@ class ConsolidationSettings:
     """Training items a round of each other task, on which the weights are held where they were; 0: none."""
     learning_rate: float | None = None
     """None: the slow channel's own."""
-    patience: int = 4
+    forward: float = 0.5
+    """The share of KL(teacher‖policy) in what is minimised, where the policy tells it: on the reverse KL alone, what
+    the policy never says without the lesson is learned very slowly."""
+    patience: int = 6
     """Rounds over which the KL to the teacher must have fallen, or distillation stops."""
 
     trial_items: int = 128
@@ -63,6 +66,8 @@ class ConsolidationSettings:
             for name in ("margin", "alpha", "lasting")
             if not 0 < getattr(self, name) < 1
         ]
+        if not 0 <= self.forward <= 1:
+            problems.append(f"forward = {self.forward}: expected a share from 0 to 1")
         problems += [
             f"{name} = {value}: expected a number above 0"
             for name, value in (("drift", self.drift), ("learning_rate", self.learning_rate))

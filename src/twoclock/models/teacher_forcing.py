@@ -120,10 +120,10 @@ class TeacherForcing:
     # ------------------------------------------------------------------------------------------ learning from a side
 
     def reverse_kl(
-        self, student: Side, teacher: Side, completions: Completions, temperature: float
+        self, student: Side, teacher: Side, completions: Completions, temperature: float, forward: float = 0.0
     ) -> list[torch.Tensor]:
         """For each prompt [N, T]: KL(student‖teacher) in nats before each token of its completions, exact over the
-        vocabulary; 0 beyond the end. Gradients flow into the student's change."""
+        vocabulary, with a share of the other direction; 0 beyond the end. Gradients flow into the student's change."""
         temperature = temperature or 1.0
         results: list[torch.Tensor] = []
         for part in self.chunks(student.prompts, completions):
@@ -134,9 +134,9 @@ class TeacherForcing:
             with self.mount(student.delta):
                 own, head = self.predicting([student.prompts[i] for i in part], answers)
             if head:
-                values = reverse_kl(own, head, target, temperature)
+                values = reverse_kl(own, head, target, temperature, forward)
             else:
-                values = reverse_kl_reference(own, target(slice(None)), temperature)
+                values = reverse_kl_reference(own, target(slice(None)), temperature, forward)
             results.extend(stat.logprobs for stat in split_stats(values, values.detach(), answers))
         return results
 

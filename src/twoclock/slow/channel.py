@@ -124,12 +124,15 @@ class SlowChannel(ABC, Generic[StateT]):
 
     # -------------------------------------------------------------------------------------------------- distillation
 
-    def distilling(self, teacher: Callable[[Item], Conditioning], *, learning_rate: float | None = None) -> Self:
+    def distilling(
+        self, teacher: Callable[[Item], Conditioning], *, learning_rate: float | None = None, forward: float = 0.0
+    ) -> Self:
         """See :class:`twoclock.contracts.Distilling`. The KL of each place is exact where the policy can."""
         config = replace(
             self._training,
             objective="distill",
             distill_over="vocabulary",
+            distill_forward=forward,
             kl="none",
             kl_coef=0.0,
             kl_target=None,

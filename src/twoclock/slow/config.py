@@ -50,6 +50,9 @@ class TrainingConfig:
     distill_over: Literal["tokens", "vocabulary"] = "tokens"
     """For ``distill``: the KL from the log-probabilities of the sampled tokens, or exact over the vocabulary at each
     place where the policy can: the same gradient in the mean, without the noise of which token was drawn."""
+    distill_forward: float = 0.0
+    """Over the vocabulary, the share of the other direction, KL(teacher‖policy), at the same places. The reverse KL's
+    gradient vanishes at a token that the policy all but never says, however sure of it the teacher is."""
 
     def __post_init__(self) -> None:
         problems = self._problems()
@@ -68,6 +71,7 @@ class TrainingConfig:
                 ("max_grad_norm", "above 0", self.max_grad_norm > 0),
                 ("kl_coef", "0 or more", self.kl_coef >= 0),
                 ("kl_target", "above 0", self.kl_target is None or self.kl_target > 0),
+                ("distill_forward", "from 0 to 1", 0 <= self.distill_forward <= 1),
                 ("overlong_buffer", "a whole number from 1", self.overlong_buffer >= 1),
             )
             if not ok

@@ -229,7 +229,10 @@ class Training:
         answers = [[c.rollout.completion.tokens for c in credited] for _, credited in rows]
         taught = [self.teacher(g.item) for g, _ in rows]
         temperature = self.evidence.sampling.temperature
-        found = model.reverse_kl(prompts, text, answers, taught, temperature=temperature, change=change)
+        forward = self.config.distill_forward
+        found = model.reverse_kl(
+            prompts, text, answers, taught, temperature=temperature, change=change, forward=forward
+        )
         told = [(p, c) for p, teacher in zip(prompts, taught, strict=True) for c in (text, teacher)]
         read = sum(model.prompt_tokens(p, c) for p, c in told)
         self.cost += Cost(trained_tokens=read + sum(len(a) for row in answers for a in row))
