@@ -241,7 +241,7 @@ def test_the_demo_stopped_resumed_and_finished(tmp_path: Path, monkeypatch: pyte
 def test_the_demo_writes_its_report(tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def write_report(run: Path, out: Path | None = None) -> Path:
+    def write_report(run: Path, out: Path | None = None, **more: object) -> Path:
         asked.append((run, out))
         return run / "report.html"
 

@@ -39,9 +39,10 @@ def command(out: Path, overrides: tuple[str, ...], no_report: bool) -> None:
         play(session)
         sum_up(session)
     if not no_report:
+        from twoclock.cli.lessons import explained
         from twoclock.report import write_report
 
-        show(f"\nreport: {write_report(out)}")
+        show(f"\nreport: {write_report(out, explain=explained)}")
     say(f"next: twoclock chat {out} | twoclock log {out} | twoclock rollback {out} 0")
 
 

@@ -132,9 +132,10 @@ def command(
     if not as_json:
         show(f"\nresults: {target}")
     if html is not None:
+        from twoclock.cli.lessons import explained
         from twoclock.report import write_report
 
-        say(f"page: {write_report(run, html, probes=[target])}")
+        say(f"page: {write_report(run, html, probes=[target], explain=explained)}")
 
 
 def _seeds(text: str) -> tuple[int, ...]:

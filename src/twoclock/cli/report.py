@@ -22,6 +22,7 @@ def command(run: Path, out: Path | None, probes: tuple[Path, ...]) -> None:
     What 'twoclock probe' found is shown too, a section each. Reads only; works while another process learns, and where
     no model can be loaded. Prints the page's path.
     """
+    from twoclock.cli.lessons import explained
     from twoclock.report import write_report
 
-    show(str(write_report(run, out, probes=probes or None)))
+    show(str(write_report(run, out, probes=probes or None, explain=explained)))

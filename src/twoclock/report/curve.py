@@ -13,6 +13,7 @@ from twoclock.report.drawing import FAST, GREY, SLOW, blank_figure, colours_of, 
 from twoclock.report.formats import interval_text
 from twoclock.report.reading import RunData
 from twoclock.report.tables import phase_label
+from twoclock.types import TAKEN_BACK, LedgerEntry
 
 __all__ = ["reward_figure"]
 
@@ -21,6 +22,8 @@ MARKS: Mapping[str, tuple[str, str]] = {
     "reject": ("x-thin-open", "rejected"),
     "decline": ("circle-open", "declined"),
     "rollback": ("triangle-left-open", "rolled back"),
+    TAKEN_BACK: ("triangle-left", "taken back"),
+    "wait": ("line-ew-open", "passed over"),
     "consolidate": ("star-open", "consolidated"),
     "refuse": ("x-thin-open", "not consolidated"),
 }
@@ -116,7 +119,7 @@ def _marks(data: RunData, spent: Mapping[int, int]) -> list[Any]:
     """One mark an entry of the ledger, on the row of its channel; entries of the start are no learning."""
     traces = []
     for action, (symbol, word) in MARKS.items():
-        entries = [entry for entry in data.entries if entry.action == action and entry.round in spent]
+        entries = [entry for entry in data.entries if _kind(entry) == action and entry.round in spent]
         if not entries:
             continue
         fast = [entry.timescale == "fast" for entry in entries]
@@ -138,6 +141,11 @@ def _marks(data: RunData, spent: Mapping[int, int]) -> list[Any]:
             )
         )
     return traces
+
+
+def _kind(entry: LedgerEntry) -> str:
+    """The action, but that a rollback by the evidence inside a round is told from one by hand."""
+    return TAKEN_BACK if entry.action == "rollback" and not entry.is_by_hand else entry.action
 
 
 def _switches(figure: go.Figure, data: RunData, spent: Mapping[int, int]) -> None:

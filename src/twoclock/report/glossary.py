@@ -74,6 +74,12 @@ METRICS: tuple[tuple[str, str, str], ...] = (
         "that the base would have said.",
     ),
     (
+        "Effect of a lesson",
+        "−1 to 1, positive is better",
+        "The reward with the lesson minus without it, over groups that hold rollouts of one item under both; the mean "
+        "and the 95 % interval of its posterior from a prior of 0 ± 0.25.",
+    ),
+    (
         "Dead group",
         "share of groups",
         "A group whose rollouts all have the same reward: a policy gradient learns nothing from it.",
@@ -101,7 +107,13 @@ WORDS: tuple[tuple[str, str], ...] = (
         "Action",
         "commit: the offered state is live. reject: it was judged and dropped. decline: the channel had nothing to "
         "offer. rollback: an earlier state was made live again. consolidate: lessons moved from the fast clock to the "
-        "weights. refuse: a consolidation that failed a check. init: the first state, which changes nothing.",
+        "weights. refuse: a consolidation that failed a check. wait: the allocator passes the channel over from here "
+        "on, for the reason given. init: the first state, which changes nothing. A rollback whose cause begins with "
+        "'taken back' is the evidence's own.",
+    ),
+    (
+        "Lesson",
+        "One thing that a fast channel has learned and can take back by itself: a prompt, an entry of memory, a shift.",
     ),
     ("Drift", "How far the weights have moved from the base, as a divergence between what the two would say."),
     ("Retention", "The score on earlier tasks after later ones were learned."),

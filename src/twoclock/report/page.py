@@ -13,15 +13,15 @@ import json
 import os
 import secrets
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
-from twoclock.errors import ConfigError, DataError, StoreError
+from twoclock.errors import ConfigError, DataError, StoreError, TwoclockError
 from twoclock.measure import DriftSummary, summarise_drift
 from twoclock.report import figures, formats, heading, tables
 from twoclock.report.curve import reward_figure
@@ -32,25 +32,34 @@ from twoclock.store import RunStore
 from twoclock.store.blobs import write_atomically
 from twoclock.store.shifts import shifts_of
 
-__all__ = ["render", "write_report"]
+if TYPE_CHECKING:
+    from twoclock.explain import Explanations
+
+__all__ = ["Explain", "render", "write_report"]
+
+Explain = Callable[[RunStore], "Explanations"]
+"""What explains the lessons of a run; it needs the run's channels, which a page does not build."""
 
 MAX_TEXT = 6_000
 """Characters of one sampled prompt or answer on the page; writes of the fast clock are never cut."""
 
 
-def write_report(run_path: Path, out: Path | None = None, *, probes: Sequence[Path] | None = None) -> Path:
+def write_report(
+    run_path: Path, out: Path | None = None, *, probes: Sequence[Path] | None = None, explain: Explain | None = None
+) -> Path:
     """Render the run in ``run_path`` into the file ``out`` (``report.html`` in the run's folder), and return its path.
 
-    ``probes`` are files of probes to show; None takes those that lie beside the run. The file is replaced
-    whole or not at all. StoreError when the run cannot be read or the file not be written,
-    ConfigError when ``out`` is a folder, DataError for a file that is no probe.
+    ``probes`` are files of probes to show; None takes those that lie beside the run. ``explain`` fills the section on
+    lessons; without it the page says how to ask. The file is replaced whole or not at all. StoreError when the run
+    cannot be read or the file not be written, ConfigError when ``out`` is a folder, DataError for a file that is no
+    probe.
     """
     run_path = Path(run_path)
     target = run_path / "report.html" if out is None else Path(out)
     if target.is_dir():
         raise ConfigError(f"{target} is a folder; give a file for the report, such as {target / 'report.html'}")
     with RunStore.open(run_path) as store:
-        page = render(store, probes=probes)
+        page = render(store, probes=probes, explain=explain)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -60,13 +69,14 @@ def write_report(run_path: Path, out: Path | None = None, *, probes: Sequence[Pa
     return target
 
 
-def render(store: RunStore, *, probes: Sequence[Path] | None = None) -> str:
+def render(store: RunStore, *, probes: Sequence[Path] | None = None, explain: Explain | None = None) -> str:
     """The page of a run, as text. Works on runs that are still going on; says what was not measured and how to measure
     it. StoreError for a run that never began."""
     data = read_run(store)
+    lessons = _lessons(store, explain)
     probed = read_probes(store.path, data.head, probes)
     try:
-        return _rendered(data, probed)
+        return _rendered(data, probed, lessons)
     except UndefinedError as problem:
         if not probed.results:
             raise
@@ -74,13 +84,26 @@ def render(store: RunStore, *, probes: Sequence[Path] | None = None) -> str:
         raise DataError(f"a probe file lacks what the page shows ({problem}): {files}; probe the run again") from None
 
 
-def _rendered(data: RunData, probed: ProbePages) -> str:
+def _lessons(store: RunStore, explain: Explain | None) -> dict[str, Any]:
+    """The run's lessons, or why they are not there: a page without them is still a page."""
+    if explain is None:
+        return {"found": None, "problem": "Lessons are not explained on this page."}
+    try:
+        found = explain(store)
+    except TwoclockError as problem:
+        return {"found": None, "problem": f"The lessons cannot be explained: {problem}."}
+    if found.problem:
+        return {"found": None, "problem": f"Nothing to explain: {found.problem}."}
+    return {"found": found, "problem": ""}
+
+
+def _rendered(data: RunData, probed: ProbePages, lessons: Mapping[str, Any]) -> str:
     scripts = {"plotly": _plotly_js(), "page": _asset("report.js")}
     return (
         _environment()
         .get_template("report.html")
         .render(
-            **_context(data, probed),
+            **_context(data, probed, lessons),
             style=Markup(_asset("report.css")),
             scripts={name: Markup(text) for name, text in scripts.items()},
             policy=_policy(list(scripts.values())),
@@ -91,7 +114,7 @@ def _rendered(data: RunData, probed: ProbePages) -> str:
 # ------------------------------------------------------------------------------------------------- what the page says
 
 
-def _context(data: RunData, probed: ProbePages) -> dict[str, Any]:
+def _context(data: RunData, probed: ProbePages, lessons: Mapping[str, Any]) -> dict[str, Any]:
     """All values of the template."""
     splits = tables.split_rows(data)
     retention = tables.retention(data)
@@ -105,7 +128,8 @@ def _context(data: RunData, probed: ProbePages) -> dict[str, Any]:
         "cards": heading.cards(data, splits, retention, drift, costs),
         "config_text": json.dumps(data.config, indent=2, ensure_ascii=False),
         "commands": {
-            verb: f"twoclock {verb} {shlex.quote(data.path)}" for verb in ("eval", "resume", "log", "rollback", "probe")
+            verb: f"twoclock {verb} {shlex.quote(data.path)}"
+            for verb in ("eval", "resume", "log", "rollback", "probe", "why")
         },
         "rolled_back": data.head.cause if data.head.cause.startswith("rollback") else "",
         "evaluated_at": data.evaluations[-1].round if data.evaluations else None,
@@ -121,6 +145,7 @@ def _context(data: RunData, probed: ProbePages) -> dict[str, Any]:
         "words": WORDS,
         "cell_names": tables.CELL_NAMES,
         "probes": probed.context,
+        "lessons": lessons,
         "figures": {
             **_figures(data, splits, retention, drift, costs),
             **{name: script_json(figure.to_json()) for name, figure in probed.drawings.items()},
