@@ -29,7 +29,7 @@ from typing import Any
 
 from twoclock.bench import Bench, grade_rollouts, sampling_cost
 from twoclock.consolidation.settings import ConsolidationSettings
-from twoclock.contracts import Channel, Distilling, Policy, Task, Trainable
+from twoclock.contracts import Channel, Distilling, Policy, Task, Trainable, WholeVocabulary
 from twoclock.errors import NumericsError
 from twoclock.seeding import child_rng, child_seed
 from twoclock.types import Budget, Conditioning, Cost, Declined, Evidence, Group, Item, Request, Sampling
@@ -52,7 +52,7 @@ class Distilled:
     state: Any
     """None where no step was taken."""
     kl: list[float] = field(default_factory=list)
-    """Nats a token to the teacher on each round's items, before its step; the last one is of no step."""
+    """The divergence that is minimised, in nats a token, on each round's items before its step."""
     reward: list[float] = field(default_factory=list)
     """Of the same rollouts: the training score without the lessons."""
     best: int = 0
@@ -81,6 +81,7 @@ class Distillation:
         self.policy, self.slow, self.tasks, self.anchors = policy, slow, tasks, anchors
         self.settings, self.sampling, self.seed = settings, sampling, seed
         self._model: Trainable = policy
+        self._forward = settings.forward if isinstance(policy, WholeVocabulary) else 0.0
 
     def run(self, state: Any, student: Told, teacher: Told, progress: Callable[[str], None]) -> Distilled:
         """From ``state`` on, which the teacher keeps. Touches nothing live."""
@@ -187,7 +188,7 @@ class Distillation:
         return kept
 
     def _kl(self, groups: Sequence[Group], requests: Sequence[Request], taught: Mapping[str, Conditioning]) -> float:
-        """Nats a token, exact over the vocabulary at temperature 1, on one answer an item."""
+        """What is minimised, in nats a token, exact over the vocabulary at temperature 1, on one answer an item."""
         pairs: dict[tuple[str, str], list[tuple[Request, Conditioning, tuple[int, ...]]]] = {}
         for group, request in zip(groups, requests, strict=True):
             answer = next((r.completion.tokens for r in group.rollouts if r.completion.tokens), None)
@@ -197,7 +198,10 @@ class Distillation:
         values: list[float] = []
         for rows in pairs.values():
             prompts, answers = [r.prompt for r, _, _ in rows], [a for _, _, a in rows]
-            values += self._model.exact_kl(prompts, answers, rows[0][0].conditioning, rows[0][1])
+            own, meant = rows[0][0].conditioning, rows[0][1]
+            reverse = self._model.exact_kl(prompts, answers, own, meant)
+            back = self._model.exact_kl(prompts, answers, meant, own) if self._forward else reverse
+            values += [(1 - self._forward) * a + self._forward * b for a, b in zip(reverse, back, strict=True)]
         if not values:
             raise NumericsError("every answer was empty: there is nothing to distil")
         return _mean(values)
