@@ -28,6 +28,7 @@ from twoclock.types import (
     Request,
     Sampling,
     Snapshot,
+    SoftState,
     SplitName,
     Timescale,
     TokenShift,
@@ -47,6 +48,7 @@ __all__ = [
     "Factorable",
     "Gate",
     "Interactive",
+    "Memorizing",
     "Policy",
     "Population",
     "Reflector",
@@ -403,6 +405,26 @@ class Shifting(Protocol):
 
     def token_shifts(self, prompt: str, conditioning: Conditioning, tokens: Sequence[int]) -> tuple[TokenShift, ...]:
         """One record a token of the answer ``tokens``, compared with the same conditioning without shifts."""
+        ...
+
+
+@runtime_checkable
+class Memorizing(Protocol):
+    """An optional ability of a policy: texts are written into a memory beside its base, which is a value (the ``soft``
+    part of a conditioning). What is written follows from the base alone, whatever the weights' change of the day."""
+
+    def memory_shape(self) -> tuple[int, int]:
+        """(width of the hidden states, number of layers): what a memory is made for."""
+        ...
+
+    def text_tokens(self, text: str | tuple[str, str]) -> int:
+        """How many tokens :meth:`memorized` would read."""
+        ...
+
+    def memorized(self, soft: SoftState, texts: Sequence[str | tuple[str, str]]) -> SoftState:
+        """The memory after it has read each text, whole and one after another. A pair is a question and its answer, as
+        the chat template shows them: the question is read, the answer remembered. Raises UnsupportedError for a memory
+        of other weights, NumericsError where the memory would hold NaN."""
         ...
 
 

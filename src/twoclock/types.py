@@ -46,6 +46,7 @@ __all__ = [
     "Side",
     "SideModel",
     "Snapshot",
+    "SoftState",
     "SplitName",
     "Timescale",
     "TokenShift",
@@ -113,6 +114,26 @@ class Delta:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Delta) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
+@dataclass(frozen=True, eq=False)
+class SoftState:
+    """What a model has read that stands in no prompt, as a value: the state of a memory beside it.
+
+    ``id`` is the hash of the content, ``base`` the content hash of the weights whose hidden states it was written from
+    and is read with, ``payload`` the memory in the form that ``kind`` names. Two are equal when their ids are.
+    """
+
+    id: str
+    kind: str
+    base: str
+    payload: Any = field(repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SoftState) and other.id == self.id
 
     def __hash__(self) -> int:
         return hash(self.id)
@@ -242,6 +263,8 @@ class Conditioning:
     """The slow version of the weights; ``None`` is the base, by the path that no delta touches."""
     shifts: tuple[Shift, ...] = ()
     """What is added to the logits at each token; none is the path that no shift touches."""
+    soft: SoftState | None = None
+    """A memory that the model reads at every token; ``None`` is the path that no memory touches."""
 
     @cached_property
     def id(self) -> str:
@@ -253,7 +276,7 @@ class Conditioning:
         }
         # Named only where there is some, so that what has none keeps the id that it always had.
         memory = {"notes": self.notes, "recall": [r.id for r in self.recall], "recalled": self.recalled}
-        named = {**memory, "shifts": [shift.id for shift in self.shifts]}
+        named = {**memory, "shifts": [shift.id for shift in self.shifts], "soft": [self.soft.id] if self.soft else []}
         return content_hash(content | {name: list(part) for name, part in named.items() if part})[:16]
 
     @property
@@ -281,7 +304,7 @@ class Conditioning:
 
     def join(self, other: Conditioning) -> Conditioning:
         """Both influences together. Two channels may not set the same scalar field: that raises ``ValueError``."""
-        for name in ("system", "delta"):
+        for name in ("system", "delta", "soft"):
             if getattr(self, name) is not None and getattr(other, name) is not None:
                 raise ValueError(f"two channels both set the conditioning's '{name}'; only one may")
         return Conditioning(
@@ -292,6 +315,7 @@ class Conditioning:
             recalled=self.recalled + other.recalled,
             delta=self.delta or other.delta,
             shifts=self.shifts + other.shifts,
+            soft=self.soft or other.soft,
         )
 
 

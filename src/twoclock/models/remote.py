@@ -82,6 +82,11 @@ class RemotePolicy:
                     "and not the logits that a shift is added to; see twoclock.models.remote_proxy for what an "
                     "endpoint with top log-probabilities can do, or use a local model"
                 )
+            if request.conditioning.soft is not None:
+                raise UnsupportedError(
+                    f"the model {self._card.name!r} is behind an endpoint ({self._endpoint.url}), so no memory can be "
+                    "read inside it; leave out the channel 'neural_memory', or use a local model"
+                )
         jobs = [(request, seed) for request in requests for seed in request.seeds]
         call = _Call(self._endpoint, sampling, give_up_after=self._max_concurrency)
         with ThreadPoolExecutor(max_workers=self._max_concurrency) as pool:

@@ -69,6 +69,8 @@ class ScriptedPolicy:
             raise UnsupportedError(f"the scripted policy '{self._card.name}' takes no weight changes")
         if not self._accepts_delta and any(r.conditioning.shifts for r in requests):
             raise UnsupportedError(f"the scripted policy '{self._card.name}' takes no shifts of its logits")
+        if not self._accepts_delta and any(r.conditioning.soft is not None for r in requests):
+            raise UnsupportedError(f"the scripted policy '{self._card.name}' reads no memory beside it")
         with self._lock:
             self.calls += 1
             self.asked += [(r.prompt, r.conditioning, seed) for r in requests for seed in r.seeds]
