@@ -128,7 +128,7 @@ def taken_back(
         after=after,
         cause=f"{TAKEN_BACK}: {taken.cause}",
         reason=taken.reason,
-        cost=taken.cost,
+        cost=Cost(),
         metrics=_finite(taken.metrics),
     )
 

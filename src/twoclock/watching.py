@@ -14,8 +14,9 @@ by a confidence sequence, which holds at every look (asymptotically: Waudby-Smit
 2.2). Below 0: the write is taken back. Above 0: it is proven, and the next change has the live state as its anchor. A
 slow version that is not proven within ``probation`` rounds is taken back as well.
 
-Weights are shared by tasks, so they have sentinels too: a few trial items of each earlier task, answered under the live
-weights and under the anchor, every ``sentinel_every`` rounds.
+Weights are shared by tasks, so they have sentinels too: a few trial items of each earlier task, answered under the
+live weights and under those with which the task was last up, every ``sentinel_every`` rounds. What was learned since
+is given up where the task has lost by it: its prompts and memories stay.
 
 What was counted stands among the round's metrics, so that a resumed run goes on with it.
 """
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from twoclock.bench import Bench
@@ -115,7 +116,6 @@ class TakenBack:
     cause: str
     reason: str
     metrics: Mapping[str, float]
-    cost: Cost = field(default_factory=Cost)
 
 
 def bounds(watch: Watch, alpha: float, *, least: int = 2, ends: float = 1.0) -> tuple[float, float]:
@@ -152,6 +152,7 @@ class Watcher:
         self.settings, self.sampling, self.seed = settings, sampling, seed
         self._open: dict[tuple[str, str], Watch] | None = None
         self._anchors: dict[tuple[str, int], Any] = {}
+        self._spent = Cost()
 
     def watched(self, name: str) -> bool:
         """Whether the channel's writes are watched at all."""
@@ -180,6 +181,7 @@ class Watcher:
     def look(self, number: int, phase: Phase, evidence: Evidence, states: Mapping[str, Any]) -> dict[str, TakenBack]:
         """What the round says of the watched writes; returns the channels to be taken back."""
         back: dict[str, TakenBack] = {}
+        self._spent = Cost()
         watches = self._watches()
         for name, channel in self.channels.items():
             slow = channel.timescale is Timescale.SLOW
@@ -208,8 +210,8 @@ class Watcher:
             elif (
                 slow
                 # What is proven on the task at hand is to be proven harmless elsewhere before it becomes an anchor.
-                and (low > 0 or watch.rounds % self.settings.sentinel_every == 0)
-                and (broken := self._sentinels(number, phase, channel, states, anchor))
+                and (low > 0 or number % self.settings.sentinel_every == 0)
+                and (broken := self._sentinels(number, phase, channel, states))
             ):
                 taken = broken
             elif low > 0:
@@ -246,10 +248,14 @@ class Watcher:
                     del watches[key]
                 else:  # another prompt, counted anew against the same anchor
                     watches[key] = Watch(since=watches[key].since)
+        spent = {"watch_rollouts": float(self._spent.rollouts), "watch_tokens": float(self._spent.tokens)}
         return {
-            f"watch:{name}:{told}:{part}": float(getattr(watch, part))
-            for (name, told), watch in watches.items()
-            for part in ("since", "rounds", "count", "total", "squares")
+            **(spent if self._spent.rollouts else {}),
+            **{
+                f"watch:{name}:{told}:{part}": float(getattr(watch, part))
+                for (name, told), watch in watches.items()
+                for part in ("since", "rounds", "count", "total", "squares")
+            },
         }
 
     # ------------------------------------------------------------------------------------------------------ its parts
@@ -293,25 +299,27 @@ class Watcher:
         return weighed_differences(self.policy, evidence, now, then)
 
     def _sentinels(
-        self, number: int, phase: Phase, channel: Channel[Any], states: Mapping[str, Any], anchor: Any
+        self, number: int, phase: Phase, channel: Channel[Any], states: Mapping[str, Any]
     ) -> TakenBack | None:
-        """A take-back where an earlier task has lost under the live weights, by a paired test at ``alpha``."""
+        """A return to the weights as they were when an earlier task was last up, where that task has lost since, by a
+        paired test at ``alpha``."""
         from twoclock.measure.statistics import paired_permutation_p
 
         settings = self.settings
-        earlier = self._earlier(number, phase)
-        if not (settings.sentinel_items and earlier):
+        if not settings.sentinel_items:
             return None
-        cost = Cost()
-        for task in earlier:
+        for task, last in self._earlier(number, phase).items():
+            then = self._anchor(channel.name, last + 1)
             sides = [
                 conditioning_of(self.channels, {**states, channel.name: state}, task, ("live", "learned"))
-                for state in (anchor, states[channel.name])
+                for state in (then, states[channel.name])
             ]
+            if then is None or sides[0].id == sides[1].id:
+                continue
             bench = Bench(self.policy, self.tasks[task], others=Conditioning(), sampling=self.sampling)
             items = bench.items("trial", settings.sentinel_items, child_seed("sentinels", self.seed, number, task))
             groups = bench.roll_out(items, sides, 1, child_seed("sentinel", self.seed, number, task))
-            cost = cost + bench.spent
+            self._spent = self._spent + bench.spent
             before, now = [g.rewards[0] for g in groups], [g.rewards[1] for g in groups]
             mean = (math.fsum(now) - math.fsum(before)) / max(1, len(groups))
             if mean > -settings.sentinel_margin or mean >= 0:
@@ -320,14 +328,13 @@ class Watcher:
             if p <= settings.alpha:
                 told = f"{mean:+.3f} on {len(groups)} sentinel items of '{task}', p = {p:.3g} ≤ α = {settings.alpha:g}"
                 numbers = {"sentinel_mean": mean, "sentinel_items": float(len(groups)), "sentinel_p": p}
-                return TakenBack(
-                    state=anchor, cause=f"it broke what '{task}' had", reason=told, metrics=numbers, cost=cost
-                )
+                return TakenBack(state=then, cause=f"it broke what '{task}' had", reason=told, metrics=numbers)
         return None
 
-    def _earlier(self, number: int, phase: Phase) -> list[str]:
-        seen = [row.task for row in self.store.rounds() if row.round < number]
-        return [task for task in dict.fromkeys(seen) if task != phase.task and task in self.tasks]
+    def _earlier(self, number: int, phase: Phase) -> dict[str, int]:
+        """The other tasks that were up before, each with its last round."""
+        seen = {row.task: row.round for row in self.store.rounds() if row.round < number}
+        return {task: last for task, last in seen.items() if task != phase.task and task in self.tasks}
 
 
 def _fast_differences(anchor: Conditioning, evidence: Evidence) -> list[float]:

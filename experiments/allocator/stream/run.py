@@ -103,7 +103,10 @@ def run_cell(arm: str, seed: int, runs: Path) -> Path:
                 for e in entries
                 if e.round
             ],
-            "tokens": sum(int(r.metrics["prompt_tokens"] + r.metrics["completion_tokens"]) for r in rounds)
+            "tokens": sum(
+                int(r.metrics["prompt_tokens"] + r.metrics["completion_tokens"] + r.metrics.get("watch_tokens", 0))
+                for r in rounds
+            )
             + sum(e.cost.tokens + 3 * e.cost.trained_tokens for e in entries),
             "seconds": round(sum(r.metrics["round_s"] for r in rounds)),
             "digest": store.digest(),

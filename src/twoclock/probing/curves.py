@@ -32,11 +32,12 @@ def spent_by_round(store: RunStore) -> list[Spent]:
 
 
 def _spent(store: RunStore, round: int, metrics: dict[str, float], entries: Sequence[LedgerEntry]) -> Spent:
-    read = metrics["prompt_tokens"] + metrics["completion_tokens"]
+    read = metrics["prompt_tokens"] + metrics["completion_tokens"] + metrics.get("watch_tokens", 0.0)
     return Spent(
         round=round,
         problems=len({row.item_id for row in store.rollouts(round)}),
-        rollouts=int(metrics["rollouts"]) + sum(entry.cost.rollouts for entry in entries),
+        rollouts=int(metrics["rollouts"] + metrics.get("watch_rollouts", 0))
+        + sum(entry.cost.rollouts for entry in entries),
         tokens=int(read) + sum(entry.cost.tokens for entry in entries),
         dead_groups=metrics["dead_groups"],
     )
