@@ -127,7 +127,7 @@ def _remember(history: History, states: States, entry: LedgerEntry) -> None:
         if found is not None:
             return  # a name that no state has is no lesson, such as that of the empty prompt
     for key, write in named.items():
-        if write.kind == "retire" and (entry.channel, key) in history.lessons:
+        if write.kind == "retire":  # one that came and went in the same round was never a lesson
             continue
         lesson = Lesson(id=key, channel=entry.channel, text=write.text, tasks=(entry.task or "*",), live=False)
         history.lessons.setdefault((entry.channel, key), lesson)

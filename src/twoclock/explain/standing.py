@@ -18,7 +18,7 @@ from twoclock.explain.watches import WatchSpan
 from twoclock.gathering import RolloutSettings
 from twoclock.measure.intervals import Interval
 from twoclock.types import LedgerEntry, Lesson
-from twoclock.watching import WatchSettings, bounds
+from twoclock.watching import Watch, WatchSettings, bounds
 
 __all__ = ["Case", "Kind", "Standing", "stand"]
 
@@ -106,35 +106,49 @@ def stand(case: Case) -> Standing:
 def _live(case: Case) -> Standing:
     choice = choose([case.lesson], {case.lesson.id: case.evidence}, case.rules.consolidation)[0]
     about = [*_watched(case), *_memory(case)]
-    trial = _won_trial(case)
     if choice.accepted and case.slow:
         sentence = f"candidate for the weights: {choice.reason}; 'twoclock consolidate' tries to move it"
         return Standing(kind="candidate", sentence=sentence, changes=(*_held_back(case), *about))
+    trial = _won_trial(case)
+    kind: Kind = "fast" if trial else "unproven"
+    start = f"stays fast: {trial}; since then" if trial else "stays fast, unproven:"
     if not case.count.record.steps:
-        if trial:
-            sentence = f"stays fast: {trial}; since then {_nothing_compares(case)}"
-        else:
-            sentence = f"stays fast, unproven: {_nothing_compares(case)}"
         changes = (*_would_tell(case), *about)
-        return Standing(kind="fast" if trial else "unproven", sentence=sentence, changes=changes)
+        return Standing(kind=kind, sentence=f"{start} {_nothing_compares(case)}", changes=changes)
     effect, told = case.effect, _told(case)
-    if effect.high < 0 and case.is_own:
-        changes = (*_harm(case), *about)
-        return Standing(kind="harmful", sentence=f"does harm, and is live: {told}", changes=changes)
+    changes = (*_decides(case), *_moves(case), *about, *_would_tell(case))
     if effect.low > 0:
-        sentence, kind, changes = f"stays fast: {told}", "fast", (*_moves(case), *about)
-    elif trial:
-        sentence, kind = f"stays fast: {trial}; since then {told}", "fast"
-        changes = (*_decides(case), *_moves(case), *about)
-    else:
-        sentence, kind = f"stays fast, unproven: {told} does not tell from nothing", "unproven"
-        changes = (*_decides(case), *_moves(case), *about)
-    if effect.high < 0:
-        better = "what stood in its place does better: a search deploys the best of them where it wins a trial"
-        changes = (better, *changes)
-    return Standing(
-        kind="fast" if kind == "fast" else "unproven", sentence=sentence, changes=(*changes, *_would_tell(case))
-    )
+        return Standing(kind="fast", sentence=f"stays fast: {told}", changes=changes)
+    if effect.high >= 0:
+        return Standing(kind=kind, sentence=f"{start} {told}, which does not tell it from nothing", changes=changes)
+    if not case.is_own:
+        better = "a search deploys the best of what stood in its place, where that wins a trial"
+        return Standing(kind=kind, sentence=f"{start} {told}", changes=(better, *changes))
+    if case.remembered or not _harms(case):
+        sentence = f"{start} {told}: it looks harmful, and too few groups say so to one who looks after each round"
+        return Standing(kind=kind, sentence=sentence, changes=(*_decides_harm(case), *changes))
+    return Standing(kind="harmful", sentence=f"does harm, and is live: {told}", changes=(*_harm(case), *about))
+
+
+def _seen(case: Case) -> Watch:
+    """The groups as a watch would have counted them, one comparison each."""
+    total = case.count.record.outcomes
+    each = total.weight / max(1, total.groups)
+    return Watch(since=0, count=total.groups, total=total.weighted / each, squares=total.squares / each)
+
+
+def _harms(case: Case) -> bool:
+    """Whether a watch over these groups would take it back: its bounds hold at every look, as one looks after each."""
+    seen = _seen(case)
+    return seen.count > 0 and bounds(seen, case.rules.watch.alpha)[1] < 0
+
+
+def _decides_harm(case: Case) -> list[str]:
+    seen = _seen(case)
+    needed = comparisons_needed(seen, case.rules.watch.alpha)
+    if case.remembered or needed is None or needed <= seen.count:
+        return []
+    return [f"{_more(needed - seen.count, 'group')} like those measured would be proof of harm at every look"]
 
 
 def _won_trial(case: Case) -> str:
