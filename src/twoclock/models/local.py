@@ -316,7 +316,7 @@ class LocalPolicy:
     ) -> list[torch.Tensor]:
         if conditioning.shifts or any(teacher.shifts for teacher in teachers):
             return self.steering.reverse_kl(
-                prompts, conditioning, completions, teachers, temperature=temperature, change=change
+                prompts, conditioning, completions, teachers, temperature=temperature, change=change, forward=forward
             )
         own = self._payload(conditioning.delta) if change is None else change
         by_delta: dict[str, list[int]] = {}
