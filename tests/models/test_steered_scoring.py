@@ -211,6 +211,9 @@ def test_distilling_under_shifts(policy: Any) -> None:
     found = policy.reverse_kl(["h"], cases["pair"], [[answer, ()]], [cases["plain"]], temperature=1.0)
     p, q = (before(policy, cases[name], "h", answer).log_softmax(-1) for name in ("pair", "plain"))
     assert found[0][0].tolist() == pytest.approx((p.exp() * (p - q)).sum(-1).tolist(), abs=1e-4)
+    both = policy.reverse_kl(["h"], cases["pair"], [[answer]], [cases["plain"]], temperature=1.0, forward=0.25)
+    mixed = 0.75 * (p.exp() * (p - q)).sum(-1) + 0.25 * (q.exp() * (q - p)).sum(-1)
+    assert both[0][0].tolist() == pytest.approx(mixed.tolist(), abs=1e-4)
     assert found[0].shape == (2, 3)
     assert found[0][1].tolist() == [0.0] * 3
 

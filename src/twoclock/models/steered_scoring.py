@@ -20,6 +20,7 @@ from twoclock.models.steered import combined
 from twoclock.models.teacher_forcing import Stats, split_stats
 from twoclock.models.vocabularies import VocabularyMap
 from twoclock.models.voices import Recipe
+from twoclock.nn.reverse_kl import reverse_kl_reference
 from twoclock.nn.vocabulary import CHUNK, Head
 
 if TYPE_CHECKING:
@@ -124,15 +125,16 @@ def stats_under(found: Predictions, completions: Completions, temperature: float
 
 
 def reverse_kl_under(
-    student: Predictions, teacher: Predictions, completions: Completions, temperature: float
+    student: Predictions, teacher: Predictions, completions: Completions, temperature: float, forward: float = 0.0
 ) -> list[torch.Tensor]:
-    """For each prompt [N, T]: KL(student‖teacher) before each token of its completions; 0 beyond the end."""
+    """For each prompt [N, T]: KL(student‖teacher) before each token of its completions, with a share ``forward`` of the
+    other direction; 0 beyond the end."""
     temperature = temperature or 1.0
 
     def divergence(some: slice) -> torch.Tensor:
         with torch.no_grad():
             target = teacher.logits(some)
-        return _kl(student.logits(some) / temperature, target / temperature)
+        return reverse_kl_reference(student.logits(some), target, temperature, forward)
 
     pieces = [_again(divergence, some, student) for some in student.slices()]
     values = torch.cat([torch.zeros(0, device=_device(student)), *pieces])

@@ -143,19 +143,22 @@ class Steering:
         *,
         temperature: float,
         change: Any = None,
+        forward: float = 0.0,
     ) -> list[torch.Tensor]:
         """See :meth:`twoclock.models.local.LocalPolicy.reverse_kl`; one prompt at a time."""
         told, learning = self._learning(conditioning, change)
         simple = [self.simplified(one) for one in (told, *teachers)]
         if not any(recipe for _, recipe in simple):
             taught = [one for one, _ in simple[1:]]
-            return self.policy.reverse_kl(prompts, simple[0][0], completions, taught, temperature=temperature)
+            return self.policy.reverse_kl(
+                prompts, simple[0][0], completions, taught, temperature=temperature, forward=forward
+            )
         results: list[torch.Tensor] = []
         for prompt, answers, teacher in zip(prompts, completions, teachers, strict=True):
             with torch.no_grad():
                 target = self._predictions(teacher, [prompt], [answers])
             found = self._predictions(told, [prompt], [answers], learning)
-            results += reverse_kl_under(found, target, [answers], temperature)
+            results += reverse_kl_under(found, target, [answers], temperature, forward)
         return results
 
     def logprobs_under(
