@@ -95,7 +95,7 @@ def read_history(
                 if entry.action == "consolidate":
                     history.moved[key] = entry
     for name in states.channels:
-        for lesson in (states.lessons(name, head[name]) or {}).values() if name in head else ():
+        for lesson in states.live(name, head[name]) if name in head else ():
             history.lessons[name, lesson.id] = lesson
             history.homes[name, lesson.id] = head[name]
     _add_watches(history, entries, rounds, live)

@@ -48,6 +48,11 @@ class States:
                 self._known[key] = None
         return self._known[key]
 
+    def live(self, channel: str, digest: str) -> tuple[Lesson, ...]:
+        """Those of the live state, which must be there: StoreError where it is not."""
+        found: tuple[Lesson, ...] = self.channels[channel].lessons(self.load(channel, digest))
+        return found
+
     def provenance(self, channel: str, digest: str, lesson: str) -> tuple[str, ...]:
         """The rollouts that an entry of memory says it came from."""
         owner = self.channels[channel]
