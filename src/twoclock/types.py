@@ -265,6 +265,9 @@ class Conditioning:
     """What is added to the logits at each token; none is the path that no shift touches."""
     soft: SoftState | None = None
     """A memory that the model reads at every token; ``None`` is the path that no memory touches."""
+    mixture: Delta | None = None
+    """Experts that are mixed into the weights for this rollout: what it adds to the base stands beside what ``delta``
+    adds, whose own it never is. ``None`` mixes nothing in."""
 
     @cached_property
     def id(self) -> str:
@@ -276,7 +279,12 @@ class Conditioning:
         }
         # Named only where there is some, so that what has none keeps the id that it always had.
         memory = {"notes": self.notes, "recall": [r.id for r in self.recall], "recalled": self.recalled}
-        named = {**memory, "shifts": [shift.id for shift in self.shifts], "soft": [self.soft.id] if self.soft else []}
+        named = {
+            **memory,
+            "shifts": [shift.id for shift in self.shifts],
+            "soft": [self.soft.id] if self.soft else [],
+            "mixture": [self.mixture.id] if self.mixture else [],
+        }
         return content_hash(content | {name: list(part) for name, part in named.items() if part})[:16]
 
     @property
@@ -304,7 +312,7 @@ class Conditioning:
 
     def join(self, other: Conditioning) -> Conditioning:
         """Both influences together. Two channels may not set the same scalar field: that raises ``ValueError``."""
-        for name in ("system", "delta", "soft"):
+        for name in ("system", "delta", "soft", "mixture"):
             if getattr(self, name) is not None and getattr(other, name) is not None:
                 raise ValueError(f"two channels both set the conditioning's '{name}'; only one may")
         return Conditioning(
@@ -316,6 +324,7 @@ class Conditioning:
             delta=self.delta or other.delta,
             shifts=self.shifts + other.shifts,
             soft=self.soft or other.soft,
+            mixture=self.mixture or other.mixture,
         )
 
 
