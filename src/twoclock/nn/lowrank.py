@@ -64,6 +64,6 @@ def mounted_change(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor] | Non
     None where there is nothing of the kind."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     terms = getattr(hooks[0], "terms", None) if len(hooks) == 1 else None
-    if not terms or terms[0][0] is not None or terms[0][1].gate is not None:
+    if not terms or len(terms) > 1 or terms[0][0] is not None or terms[0][1].gate is not None:
         return None
     return terms[0][1].p, terms[0][1].q

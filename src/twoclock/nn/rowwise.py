@@ -4,7 +4,8 @@ under none, is one batch.
 At each module the changes of one kind are one pair of products with a gate for each row between them: SVF changes of
 one base share P = Vᵀ and Q = Uᵀ as they are, low-rank ones stand side by side (P = [A_1; A_2; ...]) and a row's gate is
 1 at its own ranks and 0 at the others'. So the cost follows from the rows, not from how many changes they are under. A
-row without a change is taken by the module's own product, and nothing is added to it.
+change may be a sum of terms, which then stand in several groups. A row without a change is taken by the module's own
+product, and nothing is added to it.
 
 Legend: N rows of a pass (all axes of a module's input but the last, flattened), K changes, I in, O out, R rank.
 """
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from twoclock.nn.terms import Term
+from twoclock.nn.terms import Term, together
 
 __all__ = ["Gated", "Picked", "Rows", "mounted_groups", "mounted_rows"]
 
@@ -108,10 +109,11 @@ class Gated:
 
 @contextmanager
 def mounted_rows(
-    modules: Mapping[str, nn.Module], changes: Sequence[Mapping[str, Term]], *, bare: bool = False
+    modules: Mapping[str, nn.Module], changes: Sequence[Mapping[str, Term | Sequence[Term]]], *, bare: bool = False
 ) -> Iterator[Rows]:
     """While inside, each module's output is, row by row, that under the change which the row was assigned to; an empty
-    change is the base. ``bare``: where a term can stand for the base's product, it does, on the rows it has.
+    change is the base, several terms are their sum. ``bare``: where a term can stand for the base's product, it does,
+    on the rows it has.
 
     Raises ValueError at a pass for which no rows were assigned. Gradients flow into the terms.
     """
@@ -121,7 +123,7 @@ def mounted_rows(
     mounted: list[nn.Module] = []
     try:
         for name in names:
-            groups = _groups([change.get(name) for change in changes], bare)
+            groups = _groups([_terms(change.get(name, ())) for change in changes], bare)
             module = modules[name]
             if "forward" in vars(module):
                 raise ValueError(f"the forward pass of {name} is someone else's already; changes are mounted once")
@@ -182,48 +184,53 @@ def _thin(group: Gated, picked: Picked, x: torch.Tensor) -> torch.Tensor:
     return thin * gate if thin.requires_grad or gate.requires_grad else thin.mul_(gate)
 
 
-def _groups(terms: Sequence[Term | None], bare: bool) -> list[Gated]:
-    """The terms of one module, by change: those with a gate that share P and Q together, all others side by side."""
-    lasting: dict[int, list[int]] = {}
-    own: list[int] = []
-    for k, term in enumerate(terms):
-        if term is not None:
-            (lasting.setdefault(id(term.p), []) if term.lasts else own).append(k)
+def _terms(some: Term | Sequence[Term]) -> tuple[Term, ...]:
+    return (some,) if isinstance(some, Term) else together(some)
+
+
+def _groups(terms: Sequence[tuple[Term, ...]], bare: bool) -> list[Gated]:
+    """The terms of one module, by change: those with a gate that share P and Q together, all others side by side. A
+    group that stands in the base's place is the first, since it is written where others are added."""
+    lasting: dict[int, dict[int, Term]] = {}
+    own: list[tuple[int, Term]] = []
+    for k, some in enumerate(terms):
+        for term in some:
+            if term.lasts:
+                lasting.setdefault(id(term.p), {})[k] = term
+            else:
+                own.append((k, term))
     found = []
     for members in lasting.values():
-        first = terms[members[0]]
-        assert first is not None
-        found.append(_gated(terms, members, first, bare and first.base is not None))
+        first = next(iter(members.values()))
+        found.append(_gated(members, len(terms), bare and first.base is not None))
     if own:
-        found.append(_side_by_side(terms, own))
+        found.append(_side_by_side(own, len(terms)))
     # One product can take the base's place; of several factorings of a base, the others are added.
     if sum(g.bare for g in found) > 1:
         return _groups(terms, False)
-    return found
+    return sorted(found, key=lambda group: not group.bare)
 
 
-def _gated(terms: Sequence[Term | None], members: list[int], first: Term, bare: bool) -> Gated:
-    assert first.gate is not None
-    mine = [terms[k].gate for k in members]  # type: ignore[union-attr]
-    gates = torch.stack([g for g in mine if g is not None])
+def _gated(members: Mapping[int, Term], count: int, bare: bool) -> Gated:
+    first = next(iter(members.values()))
+    gates = torch.stack([term.gate for term in members.values() if term.gate is not None])
     if bare and first.base is not None:
         gates = gates + first.base
     gates = gates.to(first.p)
-    if len(members) < len(terms):
-        at = torch.tensor(members, device=gates.device)
-        gates = gates.new_zeros(len(terms), gates.shape[1]).index_copy(0, at, gates)
+    if len(members) < count:
+        at = torch.tensor(list(members), device=gates.device)
+        gates = gates.new_zeros(count, gates.shape[1]).index_copy(0, at, gates)
     return Gated(first.p, first.q, gates, tuple(members), bare, True)
 
 
-def _side_by_side(terms: Sequence[Term | None], members: list[int]) -> Gated:
-    some = [term for k, term in enumerate(terms) if k in members and term is not None]
-    p, q = torch.cat([t.p for t in some]), torch.cat([t.q for t in some])
-    gates = p.new_zeros(len(terms), p.shape[0])
+def _side_by_side(own: Sequence[tuple[int, Term]], count: int) -> Gated:
+    p, q = torch.cat([t.p for _, t in own]), torch.cat([t.q for _, t in own])
+    gates = p.new_zeros(count, p.shape[0])
     start = 0
-    for k, term in zip(members, some, strict=True):
+    for k, term in own:
         gates[k, start : start + term.p.shape[0]] = 1.0
         start += term.p.shape[0]
-    return Gated(p, q, gates, tuple(members), False, False)
+    return Gated(p, q, gates, tuple(dict.fromkeys(k for k, _ in own)), False, False)
 
 
 def _pick(owners: torch.Tensor, mine: torch.Tensor) -> Picked | None:

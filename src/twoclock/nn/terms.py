@@ -7,14 +7,14 @@ Legend: I in, O out, R rank, N rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
-__all__ = ["Term", "added", "mounted_terms"]
+__all__ = ["Term", "added", "mounted_terms", "together"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +34,19 @@ class Term:
         return self.gate is not None
 
 
+def together(terms: Iterable[Term]) -> tuple[Term, ...]:
+    """The fewest terms with the same sum: of those that share P and Q the gates add up."""
+    found: list[Term] = []
+    for term in terms:
+        at = next((i for i, one in enumerate(found) if one.p is term.p and one.gate is not None), None)
+        mine = None if at is None else found[at].gate
+        if at is None or mine is None or term.gate is None:
+            found.append(term)
+        else:
+            found[at] = replace(found[at], gate=mine + term.gate)
+    return tuple(found)
+
+
 Place = slice | None
 """Tokens of axis 1 that a term is for; None: all."""
 
@@ -43,7 +56,7 @@ def mounted_terms(
     modules: Mapping[str, nn.Module], terms: Sequence[tuple[Place, Mapping[str, Term]]]
 ) -> Iterator[None]:
     """While inside, each named module's output has its terms added, each at its place of what the module reads
-    [B, T, I]; outside it is untouched. Gradients flow into the terms."""
+    [B, T, I], or all at None; outside it is untouched. Gradients flow into the terms."""
     by_module: dict[str, list[tuple[Place, Term]]] = {}
     for at, some in terms:
         for name, term in some.items():
@@ -61,7 +74,9 @@ def mounted_terms(
 def _adder(terms: Sequence[tuple[Place, Term]]):  # type: ignore[no-untyped-def]
     def add(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         if terms[0][0] is None:
-            return added(output, args[0], terms[0][1])
+            for _, term in terms:
+                output = added(output, args[0], term)
+            return output
         output = output.clone()
         for at, term in terms:
             output[:, at] = added(output[:, at], args[0][:, at], term)
