@@ -18,14 +18,16 @@ from twoclock.models.lean import LeanDecoder
 from twoclock.models.mounting import CHANGES, Change
 from twoclock.models.packing import common_prefix, pack
 from twoclock.models.plain import plain_generate, plain_logits
+from twoclock.models.retrofit.policy import Memories
 from twoclock.models.shared_attention import attention_windows, forward, hidden_states, text_config
 from twoclock.models.steering import Steering
 from twoclock.models.svd import Spectra
 from twoclock.models.teacher_forcing import Side, Stats, TeacherForcing, model_head
 from twoclock.models.views import TreeView
 from twoclock.nn.sampling import uniforms
+from twoclock.nn.summed import Summed
 from twoclock.nn.svf import Factoring, Factors, SingularChange
-from twoclock.types import Completion, Conditioning, Delta, PolicyCard, Request, Sampling, TokenShift
+from twoclock.types import Completion, Conditioning, Delta, PolicyCard, Request, Sampling, SoftState, TokenShift
 
 __all__ = ["LocalPolicy", "SvfForm", "open_local"]
 
@@ -73,6 +75,8 @@ class LocalPolicy:
         self.shared = self._forcing.shared = self._check_shared() if check else True
         self.steering = Steering(self)
         """What is done with conditionings that shift the logits, and the models that stand beside this one."""
+        self.memories = Memories(self)
+        """What is done with memories that are read beside the model."""
 
     # ------------------------------------------------------------------------------------------------------- policy
 
@@ -106,7 +110,7 @@ class LocalPolicy:
         by_delta: dict[str, list[int]] = {}
         deltas: dict[str, Delta | None] = {}
         for index, request in enumerate(requests):
-            delta = request.conditioning.delta
+            delta = self.memories.weights(request.conditioning)
             by_delta.setdefault(_name(delta), []).append(index)
             deltas[_name(delta)] = delta
         rows = [key for key, delta in deltas.items() if self._has_rows(delta)]
@@ -119,7 +123,7 @@ class LocalPolicy:
         names = tuple(_name(delta) for delta in deltas)
         changes = [self._payload(delta) for delta in deltas]
         mount = self._forcing.mount
-        if len(changes) == 1 and not isinstance(changes[0], SingularChange):
+        if len(changes) == 1 and not (isinstance(changes[0], SingularChange | Summed) and mount.has_rows(changes[0])):
             with mount(changes[0]):
                 yield Mounted(names)
         else:
@@ -144,7 +148,12 @@ class LocalPolicy:
                 )
                 done.append((index, (failed,) * len(request.seeds)))
                 continue
-            todo.append((index, self._prompted(request, mounted.names.index(_name(request.conditioning.delta)))))
+            todo.append(
+                (
+                    index,
+                    self._prompted(request, mounted.names.index(_name(self.memories.weights(request.conditioning)))),
+                )
+            )
         if not todo:
             return done
         if self.shared:
@@ -300,7 +309,11 @@ class LocalPolicy:
             return self.steering.sequence_stats(
                 prompts, conditioning, completions, temperature=temperature, change=change
             )
-        with self._mount(conditioning.delta) if change is None else self._forcing.mount(change):
+        if change is not None:
+            mount = self._forcing.mount(self.memories.beside(conditioning, change))
+        else:
+            mount = self._mount(self.memories.weights(conditioning))
+        with mount:
             return self._forcing.stats([self.render(p, conditioning) for p in prompts], completions, temperature)
 
     def reverse_kl(
@@ -318,15 +331,19 @@ class LocalPolicy:
             return self.steering.reverse_kl(
                 prompts, conditioning, completions, teachers, temperature=temperature, change=change, forward=forward
             )
-        own = self._payload(conditioning.delta) if change is None else change
+        if change is None:
+            own = self._payload(self.memories.weights(conditioning))
+        else:
+            own = self.memories.beside(conditioning, change)
+        weights = [self.memories.weights(teacher) for teacher in teachers]
         by_delta: dict[str, list[int]] = {}
-        for i, teacher in enumerate(teachers):
-            by_delta.setdefault(teacher.delta.id if teacher.delta else "", []).append(i)
+        for i, delta in enumerate(weights):
+            by_delta.setdefault(_name(delta), []).append(i)
         results: dict[int, torch.Tensor] = {}
         for some in by_delta.values():
             student = Side([self.render(prompts[i], conditioning) for i in some], own)
             taught = [self.render(prompts[i], teachers[i]) for i in some]
-            other = Side(taught, self._payload(teachers[some[0]].delta))
+            other = Side(taught, self._payload(weights[some[0]]))
             found = self._forcing.reverse_kl(student, other, [completions[i] for i in some], temperature, forward)
             results.update(zip(some, found, strict=True))
         return [results[i] for i in range(len(prompts))]
@@ -364,7 +381,21 @@ class LocalPolicy:
         return self.steering.token_shifts(prompt, conditioning, tokens)
 
     def _side(self, prompts: Sequence[str], conditioning: Conditioning) -> Side:
-        return Side([self.render(p, conditioning) for p in prompts], self._payload(conditioning.delta))
+        return Side([self.render(p, conditioning) for p in prompts], self._payload(self.memories.weights(conditioning)))
+
+    # ----------------------------------------------------------------------------------------------------- memories
+
+    def memory_shape(self) -> tuple[int, int]:
+        """See :class:`~twoclock.contracts.Memorizing`."""
+        return self.memories.shape()
+
+    def text_tokens(self, text: str | tuple[str, str]) -> int:
+        """See :class:`~twoclock.contracts.Memorizing`."""
+        return self.memories.text_tokens(text)
+
+    def memorized(self, soft: SoftState, texts: Sequence[str | tuple[str, str]]) -> SoftState:
+        """See :class:`~twoclock.contracts.Memorizing`."""
+        return self.memories.memorized(soft, texts)
 
     # ------------------------------------------------------------------------------------------------------- checks
 

@@ -155,6 +155,11 @@ class Companions:
 
 def recipe_of(policy: LocalPolicy, companions: Companions, conditioning: Conditioning) -> Recipe:
     """What a conditioning's shifts come to on this policy."""
+    if conditioning.soft is not None:
+        raise UnsupportedError(
+            "this conditioning both reads a memory beside the model and shifts its logits, which this policy does not do "
+            "at once; leave out the channel 'neural_memory' or the channel 'proxy'"
+        )
     base = Voice(policy, conditioning.delta)
     shifts: list[tuple[Shift, Voice, Voice]] = []
     for shift in conditioning.shifts:

@@ -204,8 +204,8 @@ def init_retrofit(
     spec: RetrofitSpec, seed: int, *, gate: float = 1.0, half_life: float = 65536.0, rate: float | None = None
 ) -> Retrofit:
     """First values in float32. Queries and keys begin as one projection of the hidden state, values as one of the next
-    token's embedding, all random; W_o is random too. ``rate``: the θ that writing starts at; None: 0.4 of max_rate."""
-    rate = 0.4 * spec.memory.max_rate if rate is None else rate
+    token's embedding, all random; W_o is random too. ``rate``: the θ that writing starts at; None: 0.9 of max_rate."""
+    rate = 0.9 * spec.memory.max_rate if rate is None else rate
     size, width = spec.memory.heads * spec.memory.width, spec.width
     layers = []
     for at in spec.layers:
