@@ -61,7 +61,8 @@ class WatchSettings:
     sentinel_items: int = 0
     """Trial items of each earlier task that watch over the weights; 0: none."""
     sentinel_every: int = 6
-    """Rounds from one look at the sentinels to the next; they are also looked at before a version counts as proven."""
+    """Rounds from one look at the sentinels to the next; they are also looked at before a version counts as proven,
+    and when a task returns, that task's own among them."""
     sentinel_margin: float = 0.1
     """A loss of mean reward on a sentinel below this is let pass."""
 
@@ -210,7 +211,7 @@ class Watcher:
             elif (
                 slow
                 # What is proven on the task at hand is to be proven harmless elsewhere before it becomes an anchor.
-                and (low > 0 or number % self.settings.sentinel_every == 0)
+                and (low > 0 or number % self.settings.sentinel_every == 0 or self._returned(number, phase))
                 and (broken := self._sentinels(number, phase, channel, states))
             ):
                 taken = broken
@@ -332,9 +333,15 @@ class Watcher:
         return None
 
     def _earlier(self, number: int, phase: Phase) -> dict[str, int]:
-        """The other tasks that were up before, each with its last round."""
+        """The tasks that were up before, each with its last round; the one at hand in the round in which it returns."""
         seen = {row.task: row.round for row in self.store.rounds() if row.round < number}
-        return {task: last for task, last in seen.items() if task != phase.task and task in self.tasks}
+        returned = self._returned(number, phase)
+        return {t: last for t, last in seen.items() if t in self.tasks and (t != phase.task or returned)}
+
+    def _returned(self, number: int, phase: Phase) -> bool:
+        """Whether this is the first round of a task that was up before, and not just now."""
+        tasks = [row.task for row in self.store.rounds() if row.round < number]
+        return bool(tasks) and tasks[-1] != phase.task and phase.task in tasks
 
 
 def _fast_differences(anchor: Conditioning, evidence: Evidence) -> list[float]:

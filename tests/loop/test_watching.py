@@ -293,3 +293,15 @@ def test_nothing_spoke_for_it_within_its_probation(tmp_path: Path) -> None:
     with RunStore.open(tmp_path / "run") as store:
         (back,) = store.entries(action="rollback")
         assert (back.round, back.cause) == (7, "taken back: nothing spoke for it within 3 rounds")
+
+
+def test_a_task_that_returns_is_a_sentinel_of_its_own(tmp_path: Path) -> None:
+    """Weights that were learned on another task meanwhile, and do harm here, are given up in the first round."""
+    broken = {("largest", 0): 0.9, ("largest", 1): 0.1, ("smallest", 0): 0.5, ("smallest", 1): 0.9}
+    world = replace(
+        sentinel_world(broken, sentinel_every=100), phases=(("largest", 2), ("smallest", 4), ("largest", 2))
+    )
+    assert world.play(tmp_path / "run").states == {"weights": 0}
+    with RunStore.open(tmp_path / "run") as store:
+        (back,) = store.entries(action="rollback")
+        assert (back.round, back.cause) == (7, "taken back: it broke what 'largest' had")
