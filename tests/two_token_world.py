@@ -40,9 +40,20 @@ LESSON, FALSE_LESSON, IDLE_LESSON = "Use format 3.", "Use format 4.", "Think wel
 SIZES: Mapping[str, int] = {"train": 96, "trial": 96, "heldout": 16}
 MEASURE = EvaluationSettings(heldout_items=8, drift_every=0, drift_prompts=4, drift_tokens=2)
 SETTINGS = ConsolidationSettings(
-    rounds=40, items=16, samples=2, anchors=16, trial_items=96, trial_samples=1, sentinel_items=96, margin=0.1,
-    drift=20.0, min_age=2, min_rounds=2, horizon=2, lasting=0.3,
-)  # fmt: skip
+    rounds=40,
+    samples=2,
+    anchors=16,
+    general_anchors=0,
+    trial_items=96,
+    trial_samples=1,
+    sentinel_items=96,
+    margin=0.1,
+    drift=20.0,
+    min_age=2,
+    horizon=2,
+    lasting=0.3,
+)
+
 
 _INPUT = re.compile(r"input (\d+)")
 _FORMAT = re.compile(r"Use format (\d+)\.")

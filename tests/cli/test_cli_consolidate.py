@@ -57,6 +57,7 @@ drift_tokens = 2
 rounds = 30
 samples = 2
 anchors = 16
+general_anchors = 0
 trial_items = 64
 sentinel_items = 64
 trial_samples = 1

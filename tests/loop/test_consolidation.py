@@ -242,6 +242,19 @@ def test_anchors_keep_the_weights_from_breaking_it_but_not_the_score(tmp_path: P
         assert result.checks[-1].name == "score"
 
 
+def test_general_prompts_hold_the_weights(tmp_path: Path) -> None:
+    """The world's general prompts fall on the same inputs as the task's, so where they hold, less is learned."""
+    drifts = []
+    for count in (0, 16):
+        world = TwoTokenWorld()
+        settings = replace(SETTINGS, general_anchors=count, rounds=10, samples=1)
+        with world.run(tmp_path / str(count)) as loop:
+            result = carried_out(loop, world, settings=settings)
+            drifts.append(next(check for check in result.checks if check.name == "drift").numbers["base_live"])
+            assert result.cost.rollouts <= result.plan.rollouts
+    assert drifts[1] < 0.8 * drifts[0]
+
+
 def test_a_drift_budget_that_is_too_small(world: TwoTokenWorld, loop: Loop) -> None:
     head, kept = loop.store.head(), logits(loop, loop.states)
     result = carried_out(loop, world, settings=replace(SETTINGS, drift=0.01))

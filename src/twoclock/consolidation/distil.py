@@ -15,7 +15,8 @@ gradient at a token goes with the policy's own probability of it, so a conventio
 learned over hundreds of steps. Where the policy knows only sampled tokens, by those, in this direction.
 
 Items of the stream's other tasks take part with their own conditioning as it is: there teacher and student differ by
-the weights alone, which holds them in place. What is learned from is one prompt at a time, so a lesson is learned only
+the weights alone, which holds them in place; so do general prompts, others than those that drift is measured on. What
+is learned from is one prompt at a time, so a lesson is learned only
 as far as an item's text tells when it holds. (On-policy distillation and its divergences: Agarwal et al.,
 arXiv:2306.13649; of a context into weights: Snell et al., arXiv:2209.15189; from a model's own conditioned copy:
 arXiv:2601.19897.)
@@ -32,7 +33,19 @@ from twoclock.consolidation.settings import ConsolidationSettings
 from twoclock.contracts import Channel, Distilling, Policy, Task, Trainable, WholeVocabulary
 from twoclock.errors import NumericsError
 from twoclock.seeding import child_rng, child_seed
-from twoclock.types import Budget, Conditioning, Cost, Declined, Evidence, Group, Item, Request, Sampling
+from twoclock.types import (
+    Budget,
+    Conditioning,
+    Cost,
+    Declined,
+    Evidence,
+    Grade,
+    Group,
+    Item,
+    Request,
+    Rollout,
+    Sampling,
+)
 
 __all__ = ["Distillation", "Distilled"]
 
@@ -64,7 +77,7 @@ class Distilled:
 
 
 class Distillation:
-    """Distils on ``tasks`` (those of the lessons) with ``anchors`` (the others) beside."""
+    """Distils on ``tasks`` (those of the lessons) with ``anchors`` (the others) and the ``general`` prompts beside."""
 
     def __init__(
         self,
@@ -75,11 +88,13 @@ class Distillation:
         settings: ConsolidationSettings,
         sampling: Sampling,
         seed: int,
+        general: Sequence[str] = (),
     ) -> None:
         assert isinstance(slow, Distilling)
         assert isinstance(policy, Trainable)
         self.policy, self.slow, self.tasks, self.anchors = policy, slow, tasks, anchors
         self.settings, self.sampling, self.seed = settings, sampling, seed
+        self.general = general
         self._model: Trainable = policy
         self._forward = settings.forward if isinstance(policy, WholeVocabulary) else 0.0
 
@@ -164,6 +179,7 @@ class Distillation:
                 rewards += [group.mean_reward for group in found]
         if not rewards:
             raise NumericsError("no training item is left to distil on")
+        groups += self._hold(number, now, before, taught, conditionings, result)
         result.reward.append(_mean(rewards))
         evidence = Evidence(
             round=number,
@@ -174,6 +190,45 @@ class Distillation:
             sampling=self.sampling,
         )
         return evidence, kl
+
+    def _hold(
+        self,
+        number: int,
+        now: Any,
+        before: Any,
+        taught: dict[str, Conditioning],
+        conditionings: dict[str, Conditioning],
+        result: Distilled,
+    ) -> list[Group]:
+        """Groups on general prompts, which nobody grades: the weights alone, held where they were."""
+        count = min(self.settings.general_anchors, len(self.general))
+        prompts = child_rng("consolidate.general", self.seed, number).sample(list(self.general), count)
+        items = [Item(id=f"general-{n}", prompt=prompt) for n, prompt in enumerate(prompts) if prompt not in taught]
+        own, meant = (self.slow.condition(state, self.tasks[0].name) for state in (now, before))
+        seeds = [child_seed("consolidate.general", self.seed, number, item.prompt) for item in items]
+        requests = [
+            Request(prompt=item.prompt, conditioning=own, seeds=(seed,))
+            for item, seed in zip(items, seeds, strict=True)
+        ]
+        completions = self.policy.sample(requests, self.sampling) if requests else []
+        result.cost += sampling_cost(completions)
+        taught.update({_key(item): meant for item in items})
+        conditionings[own.id] = own
+        return [
+            Group(
+                item=item,
+                rollouts=(
+                    Rollout(
+                        item_id=item.id,
+                        conditioning_id=own.id,
+                        seed=seed,
+                        completion=row[0],
+                        grade=Grade(reward=0.0),
+                    ),
+                ),
+            )
+            for item, seed, row in zip(items, seeds, completions, strict=True)
+        ]
 
     def _items(
         self, task: Task, number: int, own: bool, meant: Conditioning, taught: dict[str, Conditioning]

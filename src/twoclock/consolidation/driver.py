@@ -26,7 +26,7 @@ from twoclock.consolidation.savings import Savings, savings
 from twoclock.consolidation.settings import ConsolidationSettings
 from twoclock.contracts import Channel, Policy, Task, TaskStream, Teaching, Trainable
 from twoclock.errors import BudgetError, ConfigError, NumericsError, UnsupportedError
-from twoclock.evaluation import Evaluator, conditioning_of
+from twoclock.evaluation import Evaluator, conditioning_of, general_prompts
 from twoclock.seeding import child_rng, child_seed
 from twoclock.store import RunStore
 from twoclock.types import Conditioning, Cost, Item, LedgerEntry, Lesson, Sampling, Snapshot, Timescale, Write
@@ -284,6 +284,8 @@ class _Attempt:
             self.settings,
             owner.sampling,
             self.seed,
+            # What drift is measured on is never trained on.
+            general_prompts()[owner.evaluator.settings.drift_prompts :],
         )
         return distillation.run(self.states[plan.slow], student, teacher, owner.progress)
 

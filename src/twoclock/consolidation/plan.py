@@ -208,7 +208,7 @@ def _rollouts(
     sentinel = sum(there(t, "trial", settings.sentinel_items) for t in others) * settings.trial_samples
     each = sum(there(t, "train", settings.items) for t in tasks)
     each += sum(there(t, "train", settings.anchors) for t in others)
-    distilling = (settings.rounds + 1) * each * settings.samples
+    distilling = (settings.rounds + 1) * (each * settings.samples + settings.general_anchors)
     return trial * (2 + lessons) + 2 * sentinel + distilling + 2 * ITEMS * (REPEATS + 1)
 
 

@@ -32,6 +32,8 @@ class ConsolidationSettings:
     """Rollouts an item."""
     anchors: int = 4
     """Training items a round of each other task, on which the weights are held where they were; 0: none."""
+    general_anchors: int = 4
+    """General prompts a round on which they are held as well; never those that drift is measured on. 0: none."""
     learning_rate: float | None = None
     """None: the slow channel's own."""
     forward: float = 0.5
@@ -55,7 +57,7 @@ class ConsolidationSettings:
 
     def __post_init__(self) -> None:
         least = {"min_rounds": 1, "rounds": 1, "items": 1, "samples": 1, "patience": 1, "trial_samples": 1}
-        least |= {"min_age": 0, "horizon": 0, "anchors": 0, "trial_items": 8, "sentinel_items": 8}
+        least |= {"min_age": 0, "horizon": 0, "anchors": 0, "general_anchors": 0, "trial_items": 8, "sentinel_items": 8}
         problems = [
             f"{name} = {getattr(self, name)}: expected at least {bound}"
             for name, bound in least.items()
