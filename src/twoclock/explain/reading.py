@@ -53,8 +53,10 @@ def explain_all(
     history = read_history(states, entries, rounds, head.states)
     counts = _counts(store, history, last)
     slow = any(entry.timescale == "slow" for entry in entries)
+    written, by_round = _first_written(entries), {row.round: row for row in rounds}
     explanations = [
-        _explanation(key, states, history, counts[key], head, entries, rounds, rules, slow) for key in history.lessons
+        _explanation(key, states, history, counts[key], head, entries, written, by_round, rules, slow)
+        for key in history.lessons
     ]
     return Explanations(
         run=run, round=last, lessons=tuple(sorted(explanations, key=_rank)), written=_written(entries, history)
@@ -97,13 +99,14 @@ def _explanation(
     count: LessonCount,
     head: Snapshot,
     entries: Sequence[LedgerEntry],
-    rounds: Sequence[RoundRow],
+    written: Mapping[Key, int],
+    rounds: Mapping[int, RoundRow],
     rules: Settings,
     slow: bool,
 ) -> Explanation:
     lesson, events = history.lessons[key], tuple(history.events.get(key, ()))
     remembered = states.remembers(key[0])
-    evidence = _evidence(lesson, count, entries, head.next_round - 1, remembered)
+    evidence = _evidence(lesson, count, written.get(key), head.next_round - 1, remembered)
     case = Case(
         lesson=lesson,
         count=count,
@@ -115,14 +118,13 @@ def _explanation(
         watch=history.watches.get(key),
         moved=_still_there(history.moved.get(key), entries, head),
     )
-    by_round = {row.round: row for row in rounds}
     return Explanation(
         lesson=lesson,
         origin=_origin(key, states, history, count, events),
         count=count,
-        phases=count.slices(by_round, "phase"),
-        tasks=count.slices(by_round, "task"),
-        rounds=count.slices(by_round, "round"),
+        phases=count.slices(rounds, "phase"),
+        tasks=count.slices(rounds, "task"),
+        rounds=count.slices(rounds, "round"),
         events=events,
         standing=stand(case),
         own=evidence.record,
@@ -130,22 +132,21 @@ def _explanation(
     )
 
 
-def _evidence(
-    lesson: Lesson, count: LessonCount, entries: Sequence[LedgerEntry], last: int, remembered: bool
-) -> LessonEvidence:
+def _evidence(lesson: Lesson, count: LessonCount, since: int | None, last: int, remembered: bool) -> LessonEvidence:
     """What consolidation goes by: of a prompt the comparison with going without it, of an entry of memory that with
     every rollout that was not shown it."""
-    since = next(
-        (
-            entry.round
-            for entry in entries
-            if entry.channel == lesson.channel and entry.action in ("init", "commit")
-            if any(write.lesson == lesson.id for write in entry.writes)
-        ),
-        int(lesson.since),
-    )
+    began = int(lesson.since) if since is None else since
     record = count.beside if remembered else count.alone
-    return LessonEvidence(record=record, since=since, age=max(0, last - since))
+    return LessonEvidence(record=record, since=began, age=max(0, last - began))
+
+
+def _first_written(entries: Sequence[LedgerEntry]) -> dict[Key, int]:
+    """The first round that wrote each lesson."""
+    found: dict[Key, int] = {}
+    for entry in entries:
+        for write in entry.writes if entry.action in ("init", "commit") else ():
+            found.setdefault((entry.channel, write.lesson), entry.round)
+    return found
 
 
 def _origin(key: Key, states: States, history: History, count: LessonCount, events: Sequence[Any]) -> Origin | None:

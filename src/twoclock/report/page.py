@@ -40,6 +40,8 @@ __all__ = ["Explain", "render", "write_report"]
 Explain = Callable[[RunStore], "Explanations"]
 """What explains the lessons of a run; it needs the run's channels, which a page does not build."""
 
+MAX_LESSONS = 200
+"""Lessons on the page, live ones first; a memory may have had thousands."""
 MAX_TEXT = 6_000
 """Characters of one sampled prompt or answer on the page; writes of the fast clock are never cut."""
 
@@ -146,6 +148,7 @@ def _context(data: RunData, probed: ProbePages, lessons: Mapping[str, Any]) -> d
         "cell_names": tables.CELL_NAMES,
         "probes": probed.context,
         "lessons": lessons,
+        "max_lessons": MAX_LESSONS,
         "figures": {
             **_figures(data, splits, retention, drift, costs),
             **{name: script_json(figure.to_json()) for name, figure in probed.drawings.items()},
