@@ -26,7 +26,16 @@ PEOPLE = (
     "Tessa Victor Wendy Adam Bella Carl Diana Edith Felix Gina Hugo Ivan Julia Kevin Linda Martin Nora Oliver Paula "
     "Robert Sarah Thomas Vera Walter Anna Bruno Chloe Daniel Emma George Helen"
 ).split()
-KINDS = ("pass key", "locker number", "room number", "gate code", "badge number", "extension", "account number", "safe code")
+KINDS = (
+    "pass key",
+    "locker number",
+    "room number",
+    "gate code",
+    "badge number",
+    "extension",
+    "account number",
+    "safe code",
+)
 STATED = ("The {kind} of {name} is {number}.", "{name}'s {kind} is {number}.")
 ASKED = ("The {kind} of {name} is {number}", "Question: What is {name}'s {kind}?\nAnswer: {name}'s {kind} is {number}")
 
@@ -34,7 +43,9 @@ PARTS = (
     "old small quiet green heavy distant narrow wooden bright empty".split(),
     "farmer teacher captain river garden engine market letter window bridge".split(),
     "watched followed painted carried repaired crossed found left moved kept".split(),
-    "before noon|after the rain|near the harbour|without a word|every spring|in the valley|by the road|at night".split("|"),
+    "before noon|after the rain|near the harbour|without a word|every spring|in the valley|by the road|at night".split(
+        "|"
+    ),
 )
 
 
@@ -67,9 +78,7 @@ def filler(rng: Random, sentences: int) -> list[str]:
     return found
 
 
-def lesson(
-    seed: int, purpose: Purpose, index: int, *, facts: int = 6, sentences: int = 4, behind: int = 0
-) -> Lesson:
+def lesson(seed: int, purpose: Purpose, index: int, *, facts: int = 6, sentences: int = 4, behind: int = 0) -> Lesson:
     """Facts about different people and other sentences, mixed; then ``behind`` more sentences, so that the facts stand
     that far back. Raises ValueError for more facts than there are people."""
     rng = child_rng("models.retrofit.data", seed, purpose, index)

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from twoclock.errors import ConfigError, UnsupportedError
+from twoclock.models.mixtures import weights_of
 from twoclock.models.retrofit.hooks import Softened, memory_shape, require_fit
 from twoclock.models.retrofit.model import Text, tokens_of
 from twoclock.models.retrofit.writing import written
 from twoclock.nn.soft_memory import KIND, SoftMemory
+from twoclock.nn.summed import summed
 from twoclock.types import Conditioning, Delta, SoftState
 
 if TYPE_CHECKING:
@@ -28,17 +30,18 @@ class Memories:
     def weights(self, conditioning: Conditioning) -> Delta | None:
         """The conditioning's change of weights, with its memory where it has one that says anything, under one name;
         None is the base by the path that nothing touches. Raises UnsupportedError for a memory of another model."""
+        delta = weights_of(conditioning)
         if conditioning.soft is None:
-            return conditioning.delta
+            return delta
         memory = self.memory(conditioning.soft)
         if memory.is_silent:
-            return conditioning.delta
-        delta = conditioning.delta
+            return delta
         payload = Softened(memory, self.policy._payload(delta))
         return Delta(f"{delta.id if delta else ''}+{conditioning.soft.id}", "soft", self.policy.base_hash, payload)
 
     def beside(self, conditioning: Conditioning, change: Any) -> Any:
-        """``change``, the payload of a delta, with the conditioning's memory read beside it."""
+        """``change``, the payload of a delta, with the conditioning's mixture added and its memory read beside it."""
+        change = summed(change, self.policy._payload(conditioning.mixture))
         if conditioning.soft is None or (memory := self.memory(conditioning.soft)).is_silent:
             return change
         return Softened(memory, change)

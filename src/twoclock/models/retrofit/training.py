@@ -185,7 +185,7 @@ def _schedule(step: int, settings: TrainSettings) -> float:
 
 
 @torch.no_grad()
-def measured(model: Any, retrofit: Retrofit, told: Sequence[Told], *, loudness: float = 0.5) -> Retrofit:
+def measured(model: Any, retrofit: Retrofit, told: Sequence[Told], *, loudness: float = 2.0) -> Retrofit:
     """Projections that are measured instead of random: keys and queries whiten the hidden states of these texts, W_o
     turns values back into the embeddings they were made of (least squares over the vocabulary), and the gate makes a
     whole recall ``loudness`` times as large as the hidden state's median."""
