@@ -123,7 +123,8 @@ class LocalPolicy:
         names = tuple(_name(delta) for delta in deltas)
         changes = [self._payload(delta) for delta in deltas]
         mount = self._forcing.mount
-        if len(changes) == 1 and not (isinstance(changes[0], SingularChange | Summed) and mount.has_rows(changes[0])):
+        rows_of = isinstance(changes[0], SingularChange) or (isinstance(changes[0], Summed) and not changes[0].whole)
+        if len(changes) == 1 and not rows_of:
             with mount(changes[0]):
                 yield Mounted(names)
         else:

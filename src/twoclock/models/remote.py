@@ -76,6 +76,11 @@ class RemotePolicy:
                     f"the model {self._card.name!r} is behind an endpoint ({self._endpoint.url}), so weights cannot be "
                     "changed there; use fast channels only, or a local model"
                 )
+            if request.conditioning.mixture is not None:
+                raise UnsupportedError(
+                    f"the model {self._card.name!r} is behind an endpoint ({self._endpoint.url}), so no experts can be "
+                    "mixed into its weights; leave out the channel 'experts', or use a local model"
+                )
             if request.conditioning.shifts:
                 raise UnsupportedError(
                     f"the model {self._card.name!r} is behind an endpoint ({self._endpoint.url}), which gives texts "

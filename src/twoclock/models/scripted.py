@@ -67,6 +67,8 @@ class ScriptedPolicy:
         """See :class:`~twoclock.contracts.Policy`."""
         if not self._accepts_delta and any(r.conditioning.delta is not None for r in requests):
             raise UnsupportedError(f"the scripted policy '{self._card.name}' takes no weight changes")
+        if not self._accepts_delta and any(r.conditioning.mixture is not None for r in requests):
+            raise UnsupportedError(f"the scripted policy '{self._card.name}' takes no experts into its weights")
         if not self._accepts_delta and any(r.conditioning.shifts for r in requests):
             raise UnsupportedError(f"the scripted policy '{self._card.name}' takes no shifts of its logits")
         if not self._accepts_delta and any(r.conditioning.soft is not None for r in requests):

@@ -27,6 +27,7 @@ from twoclock.models.steered_scoring import (
 from twoclock.models.teacher_forcing import Stats
 from twoclock.models.voices import Companions, Recipe, recipe_of
 from twoclock.nn.proxy import token_shifts
+from twoclock.nn.summed import summed
 from twoclock.types import Completion, Conditioning, Delta, Request, Sampling, TokenShift
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class Steering:
         recipe = self.recipe(conditioning)
         alone = recipe.alone
         if alone is not None and alone.policy is self.policy:
-            return replace(conditioning, delta=alone.delta, shifts=()), None
+            # What is mixed in is in the voice already, where it is the policy's own.
+            return replace(conditioning, delta=alone.delta, mixture=None, shifts=()), None
         return conditioning, recipe
 
     # ----------------------------------------------------------------------------------------------------- sampling
@@ -247,8 +249,9 @@ class Steering:
         than that of any fixed side, whatever it holds."""
         if change is None:
             return conditioning, None
+        change = summed(change, self.policy._payload(conditioning.mixture))
         own = Delta("in training", "in training", self.policy.base_hash, change)
-        return replace(conditioning, delta=own), own.id
+        return replace(conditioning, delta=own, mixture=None), own.id
 
     def _predictions(
         self,

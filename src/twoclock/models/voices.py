@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from twoclock.errors import UnsupportedError
+from twoclock.models.mixtures import weights_of
 from twoclock.models.shared_attention import head_module
 from twoclock.models.vocabularies import VocabularyMap, map_vocabulary, same_vocabulary
 from twoclock.types import Conditioning, Delta, Shift, Side, SideModel
@@ -160,7 +161,7 @@ def recipe_of(policy: LocalPolicy, companions: Companions, conditioning: Conditi
             "this conditioning both reads a memory beside the model and shifts its logits, which this policy does not do "
             "at once; leave out the channel 'neural_memory' or the channel 'proxy'"
         )
-    base = Voice(policy, conditioning.delta)
+    base = Voice(policy, weights_of(conditioning))
     shifts: list[tuple[Shift, Voice, Voice]] = []
     for shift in conditioning.shifts:
         expert, anti = (_voice(policy, companions, side) for side in (shift.expert, shift.anti))
