@@ -144,6 +144,19 @@ def test_a_rollback_by_hand_is_one(tmp_path: Path) -> None:
     assert good.lesson.live
 
 
+def test_a_rollback_by_hand_ends_the_watch_too(tmp_path: Path) -> None:
+    watch = WatchSettings(fast=True)
+    play(tmp_path / "run", {3: "idle"}, 7, watch=watch, until=4)
+    with RunStore.open(tmp_path / "run", write=True) as store:
+        store.append_rollback(2, reason="no")
+    one = asked(tmp_path / "run", "idle", watch=watch)  # before any round says that the watch is over
+    assert told(one) == [(3, "deployed"), (3, "watched"), (4, "rolled back"), (4, "unwatched")]
+    play(tmp_path / "run", {3: "idle"}, 7, watch=watch)
+    one = asked(tmp_path / "run", "idle", watch=watch)
+    assert told(one) == [(3, "deployed"), (3, "watched"), (4, "rolled back"), (5, "unwatched")]
+    assert one.standing.kind == "rolled back"
+
+
 def test_harm_that_nobody_watches_is_said(tmp_path: Path) -> None:
     play(tmp_path / "run", {1: "poison"}, 6)
     one = asked(tmp_path / "run", "poison")
