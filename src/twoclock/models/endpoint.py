@@ -10,9 +10,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import httpx
 
@@ -21,6 +21,7 @@ from twoclock.seeding import child_rng
 
 __all__ = ["Endpoint", "Kind", "Reply", "RequestError"]
 
+AnswerT = TypeVar("AnswerT")
 Kind = Literal["unreachable", "refused", "not found", "other"]
 MAX_WAIT_S = 60.0
 
@@ -84,13 +85,20 @@ class Endpoint:
 
     def chat(self, payload: Mapping[str, Any], seed: int) -> Reply:
         """One answer; raises RequestError once the retries are spent. ``seed`` spreads the waits."""
+        return self.post(self.url, payload, seed, _read_reply)
+
+    def post(
+        self, url: str, payload: Mapping[str, Any], seed: int, read: Callable[[httpx.Response], AnswerT]
+    ) -> AnswerT:
+        """What ``read`` makes of an answer from any address of this server; as :meth:`chat`. An answer that ``read``
+        cannot read (ValueError, KeyError, IndexError, TypeError, AttributeError) is tried again."""
         body = {"model": self.model, **payload, **self._extra}
         wait = 0.0
         for attempt in range(self.retries + 1):
             if wait:
                 time.sleep(wait)
             try:
-                response = self._client.post(self.url, json=body)
+                response = self._client.post(url, json=body)
             except httpx.TimeoutException as error:
                 failure = RequestError("other", f"no answer in time: {type(error).__name__}")
             except httpx.ConnectError as error:
@@ -100,7 +108,7 @@ class Endpoint:
             else:
                 if response.status_code == 200:
                     try:
-                        return _read_reply(response)
+                        return read(response)
                     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
                         failure = RequestError("other", f"unreadable answer ({error}): {response.text[:200]!r}")
                 else:

@@ -30,7 +30,7 @@ from twoclock.models.vocabularies import same_vocabulary
 from twoclock.nn.proxy import Difference, normalized, shifted
 from twoclock.types import Shift
 
-__all__ = ["ProxyProcessor"]
+__all__ = ["ProxyProcessor", "SideCache"]
 
 Row = tuple[int, ...]
 
@@ -95,8 +95,8 @@ class ProxyProcessor:
         self._mask = attention_mask
         self._pad = pad_token_id
         self._prompts = None if side_prompts is None else [tuple(int(t) for t in p) for p in side_prompts]
-        self._expert = None if expert is None else _Side(expert, expert_change)
-        self._anti = None if anti is None else _Side(anti, anti_change)
+        self._expert = None if expert is None else SideCache(expert, expert_change)
+        self._anti = None if anti is None else SideCache(anti, anti_change)
         self._same = expert is anti and expert_change is anti_change
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -162,7 +162,7 @@ class _Cached:
     cache: Any = field(repr=False)
 
 
-class _Side:
+class SideCache:
     """One model with a cache that follows tokens, not calls."""
 
     def __init__(self, model: Any, change: Change | None) -> None:
