@@ -61,7 +61,7 @@ general_anchors = 0
 trial_items = 64
 sentinel_items = 64
 trial_samples = 1
-margin = 0.1
+margin = 0.2
 drift = 20.0
 min_age = 2
 horizon = 2
@@ -119,7 +119,7 @@ def test_a_plan_writes_nothing_and_loads_no_model(run: Path, monkeypatch: pytest
     assert LESSON in done.stdout
     assert "% that it stays true for 2 rounds more" in done.stdout
     assert "at most 30 steps of 16 items × 2 rollouts" in done.stdout
-    assert "other tasks: second within 0.1" in done.stdout
+    assert "other tasks: second within 0.2" in done.stdout
     assert digest(run) == before
     plan = json.loads(well("consolidate", run, "--dry-run", "--json", "--rounds", 3).stdout)
     assert plan["result"] is None
