@@ -128,10 +128,11 @@ class Bench:
             self.conditionings |= {r.conditioning.id: r.conditioning for r in requests}
         return groups
 
-    def write(self, prompt: str, *, max_new_tokens: int, seed: int) -> Completion:
+    def write(self, prompt: str, *, max_new_tokens: int, seed: int, under: Conditioning | None = None) -> Completion:
         if self.rollouts_left is not None and self.rollouts_left < 1:
             raise BudgetError(f"one rollout was asked for and none is left of {self._budget.rollouts}")
-        told = self._others.for_item(Item(id="free", prompt=prompt))
+        joined = self._others if under is None else self._join(under)
+        told = joined.for_item(Item(id="free", prompt=prompt))
         request = Request(prompt=prompt, conditioning=told, seeds=(child_seed("bench-write", seed),))
         sampling = replace(self._sampling, max_new_tokens=max_new_tokens, stop=())
         self._require_tokens([request], sampling)

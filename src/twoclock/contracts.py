@@ -309,9 +309,9 @@ class Workbench(Protocol):
         the rollout's own random numbers, and the gradient would be biased. ``paired=False`` draws each by its own."""
         ...
 
-    def write(self, prompt: str, *, max_new_tokens: int, seed: int) -> Completion:
-        """What the policy itself answers to a free prompt, under what the other channels contribute: for channels that
-        let the policy reflect. Counted and budgeted like a rollout."""
+    def write(self, prompt: str, *, max_new_tokens: int, seed: int, under: Conditioning | None = None) -> Completion:
+        """What the policy itself answers to a free prompt, under what the other channels contribute, and ``under``
+        where it is given: for channels that let the policy reflect. Counted and budgeted like a rollout."""
         ...
 
     def trainable(self) -> Trainable:
