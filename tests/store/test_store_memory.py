@@ -63,6 +63,7 @@ def test_what_was_shown_and_what_was_asked_come_back(tmp_path: Path) -> None:
             "recalled": ["entry-1", "entry-2"],
             "delta": "weights-3",
             "shifts": [],
+            "soft": {},
         },
         ASKS.id: {
             "system": None,
@@ -72,6 +73,7 @@ def test_what_was_shown_and_what_was_asked_come_back(tmp_path: Path) -> None:
             "recalled": [],
             "delta": None,
             "shifts": [],
+            "soft": {},
         },
     }
     assert {row.conditioning_id for row in read.rollouts()} == {TOLD.id}
@@ -169,7 +171,7 @@ def test_a_ledger_of_the_third_shape_is_brought_up_to_date_and_is_what_it_was(tm
     before = older_run(tmp_path / "run", 3)
     assert schema.check(tmp_path / "run" / "ledger.sqlite") == 3
     with RunStore.open(tmp_path / "run", write=write) as store:
-        assert schema.check(tmp_path / "run" / "ledger.sqlite") == schema.LATEST == 5
+        assert schema.check(tmp_path / "run" / "ledger.sqlite") == schema.LATEST == 6
         assert (store.digest(), store.verify()) == (before, [])
         assert store.conditionings()[conditioning(2).id] == {
             "system": "system 2",
@@ -179,6 +181,7 @@ def test_a_ledger_of_the_third_shape_is_brought_up_to_date_and_is_what_it_was(tm
             "recalled": [],
             "delta": None,
             "shifts": [],
+            "soft": {},
         }
         first, second = store.kept_rollouts("sums", ["later"], since=1)
         assert (first.system, second.system) == ("system 2", "system 3")

@@ -177,7 +177,11 @@ class Ledger:
     def _add_conditionings(self, db: sqlite3.Connection, conditionings: Mapping[str, Conditioning]) -> None:
         values = (rows.conditioning_values(key, conditioning) for key, conditioning in conditionings.items())
         _insert(
-            db, "conditionings", "id, system, exemplars, delta, notes, recall, recalled, shifts", values, "OR IGNORE"
+            db,
+            "conditionings",
+            "id, system, exemplars, delta, notes, recall, recalled, shifts, soft",
+            values,
+            "OR IGNORE",
         )
 
     def _add_rollouts(self, db: sqlite3.Connection, evidence: Evidence, purpose: str) -> None:

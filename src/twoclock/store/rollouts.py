@@ -17,7 +17,8 @@ from typing import Any
 from twoclock.errors import StoreError
 from twoclock.store.rows import number, optional, text
 from twoclock.store.shifts import shifts_of
-from twoclock.types import Completion, Evidence, Grade, Rollout, Shift
+from twoclock.store.soft import soft_of
+from twoclock.types import Completion, Evidence, Grade, Rollout, Shift, SoftState
 
 __all__ = ["KeptRollout", "RolloutRow"]
 
@@ -43,7 +44,7 @@ ROWS = """
 KEPT = """
     SELECT r.id, r.round, r.item_id, r.conditioning_id, r.seed, r.text, r.reward, r.feedback, r.failure, r.finish,
         r.prompt_tokens, r.error, r.tokens, r.logprobs, c.system, c.exemplars,
-        c.notes, c.recalled, c.delta, c.shifts
+        c.notes, c.recalled, c.delta, c.shifts, c.soft
     FROM rollouts r JOIN conditionings c ON c.id = r.conditioning_id
     WHERE r.task = ? AND r.item_id IN ({marks}) AND r.purpose = 'search' AND r.round >= ? AND r.tokens IS NOT NULL"""
 
@@ -90,6 +91,8 @@ class KeptRollout:
     """The id of the delta; None is the base."""
     shifts: tuple[Shift, ...] = ()
     """With the names of their changes of weights alone, as ``delta``."""
+    soft: SoftState | None = None
+    """The name of the memory beside the model alone, as ``delta``."""
     seed: int
     completion: Completion
     grade: Grade
@@ -167,6 +170,7 @@ def _kept_of(row: sqlite3.Row, item_id: str) -> KeptRollout:
         recalled=tuple(json.loads(row["recalled"])),
         delta=row["delta"],
         shifts=shifts_of(json.loads(row["shifts"])),
+        soft=soft_of(json.loads(row["soft"])),
         seed=row["seed"],
         completion=Completion(
             tokens=unpack_tokens(row["tokens"]),

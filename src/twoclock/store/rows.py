@@ -15,6 +15,7 @@ from typing import Any, cast
 from twoclock.errors import NumericsError, StoreError
 from twoclock.hashing import canonical_json
 from twoclock.store.shifts import plain_shifts
+from twoclock.store.soft import plain_soft
 from twoclock.types import (
     Conditioning,
     Cost,
@@ -105,7 +106,8 @@ def conditioning_values(key: str, conditioning: Conditioning) -> tuple[Any, ...]
     where = f"the memory of conditioning {key}"
     shifts = dumps(plain_shifts(conditioning.shifts), f"the shifts of conditioning {key}")
     told = (dumps(list(part), where) for part in memory)
-    return (key, optional(conditioning.system), exemplars, delta, *told, shifts)
+    soft = dumps(plain_soft(conditioning.soft), f"the memory beside conditioning {key}")
+    return (key, optional(conditioning.system), exemplars, delta, *told, shifts, soft)
 
 
 def evaluation_values(evaluation: Evaluation, at: float) -> tuple[Any, ...]:
@@ -182,4 +184,5 @@ def conditioning_of(row: sqlite3.Row) -> dict[str, Any]:
         "recalled": cast(Sequence[str], json.loads(row["recalled"])),
         "delta": row["delta"],
         "shifts": cast(Sequence[dict[str, Any]], json.loads(row["shifts"])),
+        "soft": cast(dict[str, str], json.loads(row["soft"])),
     }

@@ -116,6 +116,11 @@ MIGRATIONS: tuple[Migration, ...] = (
         "shifts of the logits",
         ("ALTER TABLE conditionings ADD COLUMN shifts TEXT NOT NULL DEFAULT '[]'",),
     ),
+    Migration(
+        6,
+        "memories beside the model",
+        ("ALTER TABLE conditionings ADD COLUMN soft TEXT NOT NULL DEFAULT '{}'",),
+    ),
 )
 
 LATEST = MIGRATIONS[-1].number
