@@ -11,11 +11,12 @@ from typing import Any
 
 from twoclock.consolidation import LessonEvidence
 from twoclock.contracts import Channel
+from twoclock.explain.changes import Case
 from twoclock.explain.counting import LessonCount, count_lessons
 from twoclock.explain.history import History, read_history
 from twoclock.explain.matching import Key, Matcher
 from twoclock.explain.records import Explanation, Explanations, Origin, Settings
-from twoclock.explain.standing import Case, stand
+from twoclock.explain.standing import stand
 from twoclock.explain.states import States
 from twoclock.store import RoundRow, RunStore
 from twoclock.types import LedgerEntry, Lesson, Snapshot
