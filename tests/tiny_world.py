@@ -36,6 +36,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "prompts": {"num_exemplars": [1, 2], "num_new": 3, "search_items": 8, "first_items": 4, "gold_items": 6},
     "lora": {"rank": 2, "learning_rate": 0.05, "targets": ["q_proj", "v_proj", "down_proj"]},
     "svf": {"learning_rate": 0.2, "targets": ["q_proj", "v_proj", "down_proj"]},
+    "neural_memory": {"retrofit": "random", "layers": [0, 1], "width": 16, "gate": 20.0},
     "proxy": {"alphas": [0.5, 1.0, 2.0], "search_items": 8},
     "full": {"learning_rate": 0.01, "targets": ["q_proj", "down_proj", "norm"]},
 }

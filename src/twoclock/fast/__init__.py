@@ -23,11 +23,13 @@ ENTRY_POINTS = "twoclock.channels"
 
 FAST_CHANNELS: dict[str, str] = {
     "cases": "twoclock.fast.memory.cases:SPEC",
+    "neural_memory": "twoclock.fast.neural_memory:SPEC",
     "null": "twoclock.fast.null:SPEC",
     "prompts": "twoclock.fast.prompts:SPEC",
     "reflections": "twoclock.fast.memory.reflections:SPEC",
     # It opens what other rooms keep, so it stands above this one; a name is no import.
     "proxy": "twoclock.experts:PROXY",
+    "experts": "twoclock.library:EXPERTS",
     # They read what an agent did, so they stand above this room too.
     "subtasks": "twoclock.agent.channels:SUBTASKS",
     "tools": "twoclock.agent.channels:TOOLS",

@@ -69,8 +69,8 @@ class Mounting:
         return mounted_rows(self.linears, [self._all_terms(change) for change in changes], bare=bare)
 
     def has_rows(self, change: Change | None) -> bool:
-        """Whether the change can be put on some tokens of a pass alone: it is no change of whole parameters, none with a
-        memory beside it, nor of the head, which is handed other rows than the layers are."""
+        """Whether the change can be put on some tokens of a pass alone: it is no change of whole parameters, none with
+        a memory beside it, nor of the head, which is handed other rows than the layers are."""
         if isinstance(change, Summed):
             return all(self.has_rows(part) for part in change.parts)
         return not isinstance(change, FullChange | Softened) and (

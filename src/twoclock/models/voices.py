@@ -158,8 +158,8 @@ def recipe_of(policy: LocalPolicy, companions: Companions, conditioning: Conditi
     """What a conditioning's shifts come to on this policy."""
     if conditioning.soft is not None:
         raise UnsupportedError(
-            "this conditioning both reads a memory beside the model and shifts its logits, which this policy does not do "
-            "at once; leave out the channel 'neural_memory' or the channel 'proxy'"
+            "this conditioning both reads a memory beside the model and shifts its logits, which this policy does not "
+            "do at once; leave out the channel 'neural_memory' or the channel 'proxy'"
         )
     base = Voice(policy, weights_of(conditioning))
     shifts: list[tuple[Shift, Voice, Voice]] = []

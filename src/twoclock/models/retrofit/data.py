@@ -21,11 +21,15 @@ Purpose = Literal["train", "test"]
 
 DIGITS = 4
 
+# fmt: off
 PEOPLE = (
-    "Alice Boris Clara David Elena Frank Grace Henry Irene Jacob Karen Laura Maria Nina Oscar Peter Quentin Rosa Simon "
-    "Tessa Victor Wendy Adam Bella Carl Diana Edith Felix Gina Hugo Ivan Julia Kevin Linda Martin Nora Oliver Paula "
-    "Robert Sarah Thomas Vera Walter Anna Bruno Chloe Daniel Emma George Helen"
-).split()
+    "Alice", "Boris", "Clara", "David", "Elena", "Frank", "Grace", "Henry", "Irene", "Jacob", "Karen", "Laura",
+    "Maria", "Nina", "Oscar", "Peter", "Quentin", "Rosa", "Simon", "Tessa", "Victor", "Wendy", "Adam", "Bella",
+    "Carl", "Diana", "Edith", "Felix", "Gina", "Hugo", "Ivan", "Julia", "Kevin", "Linda", "Martin", "Nora", "Oliver",
+    "Paula", "Robert", "Sarah", "Thomas", "Vera", "Walter", "Anna", "Bruno", "Chloe", "Daniel", "Emma", "George",
+    "Helen",
+)
+# fmt: on
 KINDS = (
     "pass key",
     "locker number",
@@ -40,12 +44,19 @@ STATED = ("The {kind} of {name} is {number}.", "{name}'s {kind} is {number}.")
 ASKED = ("The {kind} of {name} is {number}", "Question: What is {name}'s {kind}?\nAnswer: {name}'s {kind} is {number}")
 
 PARTS = (
-    "old small quiet green heavy distant narrow wooden bright empty".split(),
-    "farmer teacher captain river garden engine market letter window bridge".split(),
-    "watched followed painted carried repaired crossed found left moved kept".split(),
-    "before noon|after the rain|near the harbour|without a word|every spring|in the valley|by the road|at night".split(
-        "|"
-    ),
+    ["old", "small", "quiet", "green", "heavy", "distant", "narrow", "wooden", "bright", "empty"],
+    ["farmer", "teacher", "captain", "river", "garden", "engine", "market", "letter", "window", "bridge"],
+    ["watched", "followed", "painted", "carried", "repaired", "crossed", "found", "left", "moved", "kept"],
+    [
+        "before noon",
+        "after the rain",
+        "near the harbour",
+        "without a word",
+        "every spring",
+        "in the valley",
+        "by the road",
+        "at night",
+    ],
 )
 
 

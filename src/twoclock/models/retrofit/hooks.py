@@ -53,8 +53,8 @@ def require_fit(model: Any, spec: RetrofitSpec, base_hash: str) -> None:
     problems = []
     if spec.base != base_hash:
         problems.append(
-            f"this retrofit is for the base weights {spec.base[:12]}, and the model is {base_hash[:12]}: a memory reads "
-            "hidden states, which mean nothing in another model; train a retrofit for this one"
+            f"this retrofit is for the base weights {spec.base[:12]}, and the model is {base_hash[:12]}: a memory "
+            "reads hidden states, which mean nothing in another model; train a retrofit for this one"
         )
     if spec.width != width:
         problems.append(f"this retrofit is for hidden states {spec.width} wide; the model's are {width}")
@@ -66,8 +66,9 @@ def require_fit(model: Any, spec: RetrofitSpec, base_hash: str) -> None:
 
 @contextmanager
 def mounted_memory(model: Any, retrofit: Retrofit, states: Sequence[MemoryState]) -> Iterator[None]:
-    """While inside, the model reads these states: one row, for everything, or a row for each row of the batch. Gradients
-    flow to the retrofit's parameters, to the states and through the model's later layers. A closed gate sets no hook."""
+    """While inside, the model reads these states: one row, for everything, or a row for each row of the batch.
+    Gradients flow to the retrofit's parameters, to the states and through the model's later layers. A closed gate sets
+    no hook."""
     layers = decoder_layers(model)
     handles = []
     try:
@@ -110,7 +111,7 @@ class _Reader:
 # ------------------------------------------------------------------------------------------------------ what is written
 
 
-class _Seen(Exception):
+class _Seen(Exception):  # noqa: N818  (no error: the pass has done what it was for)
     """The last layer that is wanted has been through: the rest of the pass is of no use."""
 
 

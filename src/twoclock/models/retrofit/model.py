@@ -55,9 +55,9 @@ class Retrofitted:
         call; give tokens then, since a tokenizer cuts a whole text elsewhere than its pieces."""
         self._own(memory)
         if isinstance(text, str) or (isinstance(text, tuple) and len(text) == 2 and isinstance(text[0], str)):
-            tokens, told = tokens_of(self.tokenizer, text)  # type: ignore[arg-type]
+            tokens, told = tokens_of(self.tokenizer, text)
         else:
-            tokens, told = [int(t) for t in text], None  # type: ignore[assignment]
+            tokens, told = [int(t) for t in text], None
         return written(self.model, memory, tokens, told=told, end=end)
 
     def reading(self, memory: SoftMemory) -> AbstractContextManager[None]:

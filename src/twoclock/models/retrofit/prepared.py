@@ -110,9 +110,8 @@ class Batch:
 
 def batch_of(texts: Sequence[Told], questions: Sequence[Sequence[int]]) -> Batch:
     """The texts, and of each the questions that are named."""
-    pad = {"batch_first": True}
     chosen = [(b, told.questions[i]) for b, (told, some) in enumerate(zip(texts, questions, strict=True)) for i in some]
-    asked = pad_sequence([q.hidden for _, q in chosen], **pad)
+    asked = pad_sequence([q.hidden for _, q in chosen], batch_first=True)
     width = asked.shape[1]
     rows, targets = [], []
     for r, (_, q) in enumerate(chosen):
@@ -121,11 +120,11 @@ def batch_of(texts: Sequence[Told], questions: Sequence[Sequence[int]]) -> Batch
         targets.append(q.ids[len(q.ids) - q.answer :])
     lengths = torch.tensor([len(t.following) for t in texts])
     return Batch(
-        tuple(pad_sequence([t.hidden[i] for t in texts], **pad) for i in range(len(texts[0].hidden))),
-        pad_sequence([t.following for t in texts], **pad),
+        tuple(pad_sequence([t.hidden[i] for t in texts], batch_first=True) for i in range(len(texts[0].hidden))),
+        pad_sequence([t.following for t in texts], batch_first=True),
         torch.arange(int(lengths.max()))[None, :] < lengths[:, None],
         torch.tensor([b for b, _ in chosen]),
-        pad_sequence([q.ids[:-1] for _, q in chosen], **pad),
+        pad_sequence([q.ids[:-1] for _, q in chosen], batch_first=True),
         asked,
         torch.tensor(rows),
         torch.cat(targets),
@@ -157,14 +156,13 @@ def answer_logits(
     else:
         first, layers = retrofit.spec.layers[0], decoder_layers(model)
         hidden = batch.asked + read_layer(retrofit.layers[0], states[0], batch.asked)
-        hooks = Retrofit(retrofit.spec, retrofit.layers)
-        with _entered(inner, layers, first), _later(model, layers, hooks, states):
+        with _Entered(inner, layers, first), _Later(layers, retrofit, states):
             out = inner(inputs_embeds=hidden, use_cache=False).last_hidden_state
     logits: torch.Tensor = head(out.flatten(0, 1)[rows]).float()
     return logits
 
 
-class _entered:
+class _Entered:
     """While inside, the model's decoder begins behind layer ``at``."""
 
     def __init__(self, inner: Any, layers: torch.nn.ModuleList, at: int) -> None:
@@ -177,10 +175,10 @@ class _entered:
         self.inner.layers = self.layers
 
 
-class _later:
+class _Later:
     """Hooks for the memories behind the first one."""
 
-    def __init__(self, model: Any, layers: Any, retrofit: Retrofit, states: Sequence[MemoryState]) -> None:
+    def __init__(self, layers: Any, retrofit: Retrofit, states: Sequence[MemoryState]) -> None:
         self.layers, self.retrofit, self.states = layers, retrofit, states
         self.handles: list[Any] = []
 

@@ -110,7 +110,7 @@ def train_retrofit(
             group["lr"] = settings.learning_rate * _schedule(step, settings)
         answers, quiet = _losses(model, Retrofit.from_flat(retrofit.spec, named), _drawn(told, settings, step), entered)
         optimizer.zero_grad()
-        (answers + settings.quiet * quiet).backward()
+        (answers + settings.quiet * quiet).backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(list(named.values()), settings.clip)
         if not (math.isfinite(float(answers.detach())) and math.isfinite(float(norm))):
             raise NumericsError(f"the loss or its gradient is NaN or infinite at step {step}; lower learning_rate")
@@ -230,7 +230,7 @@ def _measured_layer(
     )
 
 
-# ----------------------------------------------------------------------------------------------------------- checkpoints
+# ---------------------------------------------------------------------------------------------------------- checkpoints
 
 
 def _restored(path: Path, identity: str, say: Progress) -> dict[str, Any] | None:
