@@ -24,7 +24,8 @@ from twoclock.models.steered import Job, generate_steered  # noqa: E402
 from twoclock.types import Conditioning, Sampling, Shift  # noqa: E402
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "proxy_reference.json").read_text())
-each = pytest.mark.parametrize("case", RECORDED["cases"], ids=lambda case: f"{len(case['prompts'])} rows at {case['alpha']}")
+NAMES = [f"{len(case['prompts'])} rows at {case['alpha']}" for case in RECORDED["cases"]]
+each = pytest.mark.parametrize("case", RECORDED["cases"], ids=NAMES)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from tiny_models import SHARED, make_policy  # noqa: E402
 from twoclock.errors import UnsupportedError  # noqa: E402
 from twoclock.models.steered import Job  # noqa: E402
 from twoclock.models.steered_plain import plain_steered  # noqa: E402
+from twoclock.nn.svf import Factoring, SingularChange  # noqa: E402
 from twoclock.types import Completion, Conditioning, Delta, Request, Sampling, Shift, SideModel  # noqa: E402
 
 SAMPLINGS = {
@@ -173,6 +174,18 @@ def test_whole_parameters_as_sides(policy: Any, sampling: Sampling) -> None:
     shift = Shift(expert=full(policy, 1), anti=full(policy, 2), alpha=0.6)
     assert_oracle(policy, asked([shift], delta=lora(policy, 3), seeds=1), sampling)
     assert_oracle(policy, asked([Shift(expert=full(policy, 1), anti=lora(policy, 2), alpha=0.6)], seeds=1), sampling)
+
+
+@modes
+def test_scaled_singular_values_as_sides(policy: Any, sampling: Sampling) -> None:
+    """Beside an adapter, in one batch."""
+    names, factoring = ("down_proj", "q_proj"), Factoring()
+    spectrum, factors = policy.singular_factors(names, factoring)
+    generator = torch.Generator().manual_seed(3)
+    offsets = {name: torch.randn(len(f.s), generator=generator) for name, f in factors.items()}
+    scaled = Delta("e" * 64, "svf", policy.base_hash, SingularChange(offsets, factoring, spectrum))
+    shift = Shift(expert=scaled, anti=lora(policy, 2), alpha=0.7)
+    assert_oracle(policy, asked([shift], seeds=1), sampling)
 
 
 @modes
