@@ -241,7 +241,7 @@ def _places(item: Item, conditionings: Sequence[Conditioning]) -> list[Condition
     asked = [c.for_item(item) for c in conditionings]
     clean = [c for c in asked if not _shows(c, item)]
     first = conditionings[0]
-    instead = clean[0] if clean else Conditioning(delta=first.delta, shifts=first.shifts, soft=first.soft)
+    instead = clean[0] if clean else replace(first, system=None, exemplars=(), notes=(), recall=(), recalled=())
     return [instead if _shows(c, item) else c for c in asked]
 
 
@@ -251,7 +251,8 @@ def _shows(conditioning: Conditioning, item: Item) -> bool:
 
 def _recalled(kept: KeptRollout, live: Mapping[str, Conditioning] | None = None) -> Conditioning:
     """What the rollout was sampled under. Of its weights only the name is known here: they cannot be mounted. The
-    changes that its shifts are made of, and the memory beside the model, are those of ``live``, by text id."""
+    changes that its shifts are made of, the memory beside the model and the experts mixed in are those of ``live``, by
+    text id."""
     delta = Delta(kept.delta, "recalled", "", None) if kept.delta else None
     told = Conditioning(
         system=kept.system,
@@ -261,9 +262,10 @@ def _recalled(kept: KeptRollout, live: Mapping[str, Conditioning] | None = None)
         delta=delta,
         shifts=kept.shifts,
         soft=kept.soft,
+        mixture=Delta(kept.mixture, "recalled", "", None) if kept.mixture else None,
     )
     same = (live or {}).get(told.text_id)
-    return told if same is None else replace(told, shifts=same.shifts, soft=same.soft)
+    return told if same is None else replace(told, shifts=same.shifts, soft=same.soft, mixture=same.mixture)
 
 
 def _rollout(kept: KeptRollout, age: int) -> Rollout:

@@ -64,6 +64,7 @@ def test_what_was_shown_and_what_was_asked_come_back(tmp_path: Path) -> None:
             "delta": "weights-3",
             "shifts": [],
             "soft": {},
+            "mixture": None,
         },
         ASKS.id: {
             "system": None,
@@ -74,6 +75,7 @@ def test_what_was_shown_and_what_was_asked_come_back(tmp_path: Path) -> None:
             "delta": None,
             "shifts": [],
             "soft": {},
+            "mixture": None,
         },
     }
     assert {row.conditioning_id for row in read.rollouts()} == {TOLD.id}
@@ -171,7 +173,7 @@ def test_a_ledger_of_the_third_shape_is_brought_up_to_date_and_is_what_it_was(tm
     before = older_run(tmp_path / "run", 3)
     assert schema.check(tmp_path / "run" / "ledger.sqlite") == 3
     with RunStore.open(tmp_path / "run", write=write) as store:
-        assert schema.check(tmp_path / "run" / "ledger.sqlite") == schema.LATEST == 6
+        assert schema.check(tmp_path / "run" / "ledger.sqlite") == schema.LATEST == 7
         assert (store.digest(), store.verify()) == (before, [])
         assert store.conditionings()[conditioning(2).id] == {
             "system": "system 2",
@@ -182,6 +184,7 @@ def test_a_ledger_of_the_third_shape_is_brought_up_to_date_and_is_what_it_was(tm
             "delta": None,
             "shifts": [],
             "soft": {},
+            "mixture": None,
         }
         first, second = store.kept_rollouts("sums", ["later"], since=1)
         assert (first.system, second.system) == ("system 2", "system 3")

@@ -41,7 +41,7 @@ def test_everything_comes_back_as_it_went_in(tmp_path: Path) -> None:
     assert (first.prompt_tokens, first.completion_tokens, first.mean_logprob) == (11, 3, pytest.approx(-1.75 / 3))
     assert (first.failure, failed.failure) == (None, "verifier raised")
     spoken = conditioning(1)
-    nothing: dict[str, object] = {"notes": [], "recall": [], "recalled": [], "shifts": [], "soft": {}}
+    nothing: dict[str, object] = {"notes": [], "recall": [], "recalled": [], "shifts": [], "soft": {}, "mixture": None}
     told = {"system": "system 1", "exemplars": [["1+1", "2"]], **nothing, "delta": None}
     assert read.conditionings() == {spoken.id: told}
     assert read.verify() == []

@@ -17,7 +17,7 @@ from twoclock.store.ledger import Ledger
 
 __all__ = ["digest", "verify"]
 
-FORMAT = "twoclock ledger digest 4"
+FORMAT = "twoclock ledger digest 5"
 
 DIGESTED: Mapping[str, str] = {
     "snapshots": "SELECT kind, round, states, next_round, cause, entry_seq FROM snapshots ORDER BY id",
@@ -28,8 +28,8 @@ DIGESTED: Mapping[str, str] = {
     "rollouts": """SELECT round, task, item_id, conditioning_id, seed, text, reward, feedback, failure, finish,
         prompt_tokens, completion_tokens, mean_logprob, purpose, age, error, tokens, logprobs FROM rollouts
         ORDER BY id""",
-    "conditionings": """SELECT id, system, exemplars, delta, notes, recall, recalled, shifts, soft FROM conditionings
-        ORDER BY id""",
+    "conditionings": """SELECT id, system, exemplars, delta, notes, recall, recalled, shifts, soft, mixture
+        FROM conditionings ORDER BY id""",
     "evaluations": """SELECT round, task, weights, prompt, item_ids, rewards, samples, conditioning_id, cost, purpose
         FROM evaluations ORDER BY id""",
     "drift": """SELECT round, prompts, live_base, base_live, per_prompt_live_base, per_prompt_base_live, tokens

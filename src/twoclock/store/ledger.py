@@ -179,7 +179,7 @@ class Ledger:
         _insert(
             db,
             "conditionings",
-            "id, system, exemplars, delta, notes, recall, recalled, shifts, soft",
+            "id, system, exemplars, delta, notes, recall, recalled, shifts, soft, mixture",
             values,
             "OR IGNORE",
         )

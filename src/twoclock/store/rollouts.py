@@ -44,7 +44,7 @@ ROWS = """
 KEPT = """
     SELECT r.id, r.round, r.item_id, r.conditioning_id, r.seed, r.text, r.reward, r.feedback, r.failure, r.finish,
         r.prompt_tokens, r.error, r.tokens, r.logprobs, c.system, c.exemplars,
-        c.notes, c.recalled, c.delta, c.shifts, c.soft
+        c.notes, c.recalled, c.delta, c.shifts, c.soft, c.mixture
     FROM rollouts r JOIN conditionings c ON c.id = r.conditioning_id
     WHERE r.task = ? AND r.item_id IN ({marks}) AND r.purpose = 'search' AND r.round >= ? AND r.tokens IS NOT NULL"""
 
@@ -93,6 +93,8 @@ class KeptRollout:
     """With the names of their changes of weights alone, as ``delta``."""
     soft: SoftState | None = None
     """The name of the memory beside the model alone, as ``delta``."""
+    mixture: str | None = None
+    """The id of the mixture; None is none."""
     seed: int
     completion: Completion
     grade: Grade
@@ -171,6 +173,7 @@ def _kept_of(row: sqlite3.Row, item_id: str) -> KeptRollout:
         delta=row["delta"],
         shifts=shifts_of(json.loads(row["shifts"])),
         soft=soft_of(json.loads(row["soft"])),
+        mixture=row["mixture"],
         seed=row["seed"],
         completion=Completion(
             tokens=unpack_tokens(row["tokens"]),

@@ -107,7 +107,8 @@ def conditioning_values(key: str, conditioning: Conditioning) -> tuple[Any, ...]
     shifts = dumps(plain_shifts(conditioning.shifts), f"the shifts of conditioning {key}")
     told = (dumps(list(part), where) for part in memory)
     soft = dumps(plain_soft(conditioning.soft), f"the memory beside conditioning {key}")
-    return (key, optional(conditioning.system), exemplars, delta, *told, shifts, soft)
+    mixture = conditioning.mixture.id if conditioning.mixture else None
+    return (key, optional(conditioning.system), exemplars, delta, *told, shifts, soft, mixture)
 
 
 def evaluation_values(evaluation: Evaluation, at: float) -> tuple[Any, ...]:
@@ -185,4 +186,5 @@ def conditioning_of(row: sqlite3.Row) -> dict[str, Any]:
         "delta": row["delta"],
         "shifts": cast(Sequence[dict[str, Any]], json.loads(row["shifts"])),
         "soft": cast(dict[str, str], json.loads(row["soft"])),
+        "mixture": row["mixture"],
     }

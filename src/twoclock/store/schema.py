@@ -121,6 +121,11 @@ MIGRATIONS: tuple[Migration, ...] = (
         "memories beside the model",
         ("ALTER TABLE conditionings ADD COLUMN soft TEXT NOT NULL DEFAULT '{}'",),
     ),
+    Migration(
+        7,
+        "mixtures of experts",
+        ("ALTER TABLE conditionings ADD COLUMN mixture TEXT",),
+    ),
 )
 
 LATEST = MIGRATIONS[-1].number

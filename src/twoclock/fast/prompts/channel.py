@@ -109,7 +109,8 @@ class PromptsChannel:
         if limit is not None and limit < MIN_ROLLOUTS:
             return declined(f"the budget of {limit} rollouts is too small: a search needs at least {MIN_ROLLOUTS}")
         pool = state.pool(self._key(evidence.task))
-        weights = bench.others.delta.id if bench.others.delta else "base"
+        parts = [part.id for part in (bench.others.delta, bench.others.mixture) if part]
+        weights = "*".join(parts) or "base"
         search = Search(bench, self.config, self.reflector, pool, evidence, weights, limit, started.rollouts, seed)
         material = gather(search)
         candidates = _order(pool, material.fresh)
