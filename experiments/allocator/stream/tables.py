@@ -18,7 +18,7 @@ from typing import Any
 from twoclock.measure.statistics import t_interval
 
 HERE = Path(__file__).parent
-ARMS = ("null", "slow_only", "fast_only", "fst", "bandit", "evidence", "oracle")
+ARMS = ("null", "slow_only", "fast_only", "fst", "bandit", "evidence_v1", "evidence_v2", "evidence", "oracle")
 RECOVERED = 0.6
 
 
