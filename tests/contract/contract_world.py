@@ -30,7 +30,8 @@ def logits(policy: Any, conditioning: Conditioning) -> list[torch.Tensor]:
     """What the model says of each probe under a conditioning, [T, V] each, by its own plain forward pass."""
     linears = {n: m for n, m in policy.model.named_modules() if isinstance(m, torch.nn.Linear)}
     mount = Mounting(policy.model, linears)
-    with mount(conditioning.delta.payload if conditioning.delta else None):
+    weights = policy.memories.weights(conditioning)
+    with mount(weights.payload if weights else None):
         return [plain_logits(policy.model, policy.render(probe, asked(conditioning, probe))) for probe in PROBES]
 
 

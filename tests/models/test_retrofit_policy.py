@@ -68,12 +68,8 @@ def replace_id(soft: SoftState) -> SoftState:
 
 
 def test_two_memories_do_not_join(soft: SoftState) -> None:
-    told = Conditioning(soft=soft)
-    assert (
-        told.join(Conditioning(system="a"))
-        == Conditioning(system="a", soft=soft)
-        == Conditioning(system="a").join(told)
-    )
+    told, both = Conditioning(soft=soft), Conditioning(system="a", soft=soft)
+    assert told.join(Conditioning(system="a")) == both == Conditioning(system="a").join(told)
     with pytest.raises(ValueError, match="both set the conditioning's 'soft'"):
         told.join(told)
 
@@ -90,7 +86,7 @@ def test_a_silent_memory_is_no_influence(policy: Any) -> None:
     assert policy.sample(requests(silent), WARM) == policy.sample(requests(Conditioning()), WARM)
 
 
-# ---------------------------------------------------------------------------------------------- sampled, scored, mounted
+# --------------------------------------------------------------------------------------------- sampled, scored, mounted
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2", "mistral"])
@@ -156,7 +152,9 @@ def test_gradients_reach_a_change_that_is_trained_beside_a_memory(policy: Any, s
     (without,) = policy.sequence_stats(PROMPTS[:1], Conditioning(), [[(40, 41)]], temperature=1.0, change=trained)
     assert not torch.equal(with_soft.logprobs, without.logprobs)
     with_soft.logprobs.sum().backward()
-    assert a.grad is not None and b.grad is not None and float(a.grad.abs().sum()) > 0
+    assert a.grad is not None
+    assert b.grad is not None
+    assert float(a.grad.abs().sum()) > 0
     values = policy.reverse_kl(
         PROMPTS[:1], Conditioning(), [[(40, 41)]], [told], temperature=1.0, change=LowRank({name: (a, b)}, 0.3)
     )

@@ -13,7 +13,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,16 +86,41 @@ def train_retrofit(
     """The trained retrofit, and its history: ``losses`` [step, loss of the answers in nats a token, quiet term] and
     ``seconds``. ``start``: begin from :func:`measured` projections instead of the random ones that are given. Goes on
     from ``checkpoint`` where it is one of the same run. Raises NumericsError where the loss is NaN or infinite."""
-    say = progress or (lambda text: None)
+    with _frozen(model):
+        return _trained(model, tokenizer, retrofit, settings, checkpoint, start, progress or (lambda text: None))
+
+
+@contextmanager
+def _frozen(model: Any) -> Iterator[None]:
+    """While inside, the model's own parameters collect no gradients."""
+    moving = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for parameter in moving:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in moving:
+            parameter.requires_grad_(True)
+
+
+def _trained(
+    model: Any,
+    tokenizer: Any,
+    retrofit: Retrofit,
+    settings: TrainSettings,
+    checkpoint: Path | None,
+    start: bool,
+    say: Progress,
+) -> tuple[Retrofit, dict[str, Any]]:
     told = _prepared(model, tokenizer, retrofit, settings, say)
     first = batch_of(told[:2], [[0]] * 2)
+    identity = json.dumps([asdict(settings), retrofit.id, start], sort_keys=True)
     if start:
         retrofit = measured(model, retrofit, told)
     entered = check_entered(model, retrofit, first)
     say("a step runs the layers above the memory" if entered else "a step runs the whole model")
     named = {name: t.detach().clone().requires_grad_(True) for name, t in retrofit.flat().items()}
     optimizer = torch.optim.AdamW(list(named.values()), lr=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.95))
-    identity = json.dumps([asdict(settings), retrofit.spec.to_json(), start], sort_keys=True)
     history: dict[str, Any] = {"step": 0, "losses": [], "seconds": 0.0}
     if checkpoint is not None and (saved := _restored(checkpoint, identity, say)) is not None:
         with torch.no_grad():
