@@ -121,8 +121,6 @@ def test_a_user_has_a_fork_of_their_own_and_leaves_the_others_alone(tiny: Any) -
     assert channel.dump(again) == channel.dump(hers)
     hers_now, hers_again = (channel.condition(some, TASK.name, "ann") for some in (hers, again))
     assert said(tiny, hers_again) == said(tiny, hers_now)
-        tiny, channel.condition(hers, TASK.name, "ann")
-    )
     (first, second) = channel.lessons(hers)
     back = channel.without(hers, [second.id if "ann" in second.id else first.id])
     assert channel.dump(back) == channel.dump(shared)
@@ -144,7 +142,7 @@ def test_a_closed_gate_is_no_influence(tiny: Any) -> None:
     assert channel.condition(state, TASK.name).is_identity
 
 
-# ----------------------------------------------------------------------------------------------------- a trained retrofit
+# ------------------------------------------------------------------------------------------------ a trained retrofit
 
 
 def retrofit_file(path: Path, policy: Any, *, seed: int = 5, base: str = "") -> Path:
