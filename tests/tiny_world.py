@@ -39,6 +39,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "neural_memory": {"retrofit": "random", "layers": [0, 1], "width": 16, "gate": 20.0},
     "proxy": {"alphas": [0.5, 1.0, 2.0], "search_items": 8},
     "full": {"learning_rate": 0.01, "targets": ["q_proj", "down_proj", "norm"]},
+    "experts": {"shots": 8, "population": 6, "iterations": 2, "check_items": 12},
 }
 """Small settings by channel name; a channel that is not named here runs with its defaults."""
 
@@ -52,6 +53,8 @@ def make_channel(name: str, **more: Any) -> Channel[Any]:
     options = {**OPTIONS.get(name, {}), **more}
     if name == "proxy" and "shifts" not in options:
         options["shifts"] = [{"name": "loud", "expert": str(tiny_adapter())}]
+    if name == "experts" and "library" not in options:
+        options["library"] = str(tiny_library())
     return build_slow(name, options) if name in SLOW_CHANNELS else build_fast(name, options)
 
 
@@ -73,6 +76,27 @@ def tiny_adapter(seed: int = 0, size: float = 1.5) -> Path:
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["down_proj"], "bias": "none"}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
+
+
+@cache
+def tiny_library() -> Path:
+    """Two random experts of the tiny Llama that begin with something printable more often than their base."""
+    import torch
+
+    from twoclock.library import keep_expert
+    from twoclock.nn.svf import Factoring
+    from twoclock.slow.svf import SvfState
+
+    folder = Path(tempfile.mkdtemp(prefix="experts-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    model = open_tiny(model_folder(folder / "model"))
+    spectrum, factors = model.singular_factors(("gate_proj", "down_proj"), Factoring())
+    for seed, name in ((5, "loud"), (7, "quiet")):
+        generator = torch.Generator().manual_seed(seed)
+        offsets = {n: 3.0 * torch.randn(len(f.s), generator=generator) for n, f in factors.items()}
+        state = SvfState(0, 1, model.base_hash, spectrum, Factoring(), offsets)
+        keep_expert(state, folder / "library", name=name, task=f"{name} answers", base_name="tiny")
+    return folder / "library"
 
 
 def model_folder(folder: Path, *, seed: int = 0) -> Path:

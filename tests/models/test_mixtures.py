@@ -43,10 +43,14 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def expert(policy: LocalPolicy, seed: int, *, targets: tuple[str, ...] = ("gate_proj", "down_proj"), **how: Any) -> Delta:
+MLP = ("gate_proj", "down_proj")
+
+
+def expert(policy: LocalPolicy, seed: int, *, targets: tuple[str, ...] = MLP, **how: Any) -> Delta:
     spectrum, factors = policy.singular_factors(targets, Factoring(**how))
     offsets = {n: 0.3 * draw(seed + i, len(f.s)) for i, (n, f) in enumerate(factors.items())}
-    return Delta(f"svf-{seed}-{targets}-{how}", "svf", policy.base_hash, SingularChange(offsets, Factoring(**how), spectrum))
+    change = SingularChange(offsets, Factoring(**how), spectrum)
+    return Delta(f"svf-{seed}-{targets}-{how}", "svf", policy.base_hash, change)
 
 
 def slow(policy: LocalPolicy, kind: str) -> Delta | None:
@@ -99,9 +103,8 @@ def test_every_pair_of_slow_weights_and_mixture_in_one_call(name: str, form: Any
     else:
         one, other = expert(policy, 1), expert(policy, 2)
         pairs = [(slow(policy, kind), m) for kind in SLOW for m in (None, one, other)]
-    asked = [
-        Request(prompt=p, conditioning=Conditioning(delta=d, mixture=m), seeds=(1, 2)) for d, m in pairs for p in PROMPTS
-    ]
+    tolds = [Conditioning(delta=d, mixture=m) for d, m in pairs]
+    asked = [Request(prompt=p, conditioning=told, seeds=(1, 2)) for told in tolds for p in PROMPTS]
     found = policy.sample(asked, SAMPLING)
     for request, row in zip(asked, found, strict=True):
         assert [list(c.tokens) for c in row] == plain(policy, request), request.conditioning
@@ -200,7 +203,8 @@ def test_ids_and_joins(policy: LocalPolicy) -> None:
     assert weights_of(Conditioning(mixture=one)) == one
     assert weights_of(Conditioning(delta=one)) == one
     both = weights_of(joined)
-    assert both is not None and both.id not in (one.id, other.id)
+    assert both is not None
+    assert both.id not in (one.id, other.id)
     assert both.id != weights_of(Conditioning(delta=one, mixture=other)).id  # type: ignore[union-attr]
 
 
@@ -210,8 +214,8 @@ def test_what_cannot_be_mixed_is_refused(policy: LocalPolicy) -> None:
     for told in (Conditioning(mixture=foreign), Conditioning(delta=one, mixture=foreign)):
         with pytest.raises(UnsupportedError, match="other weights"):
             policy.sample([Request(prompt="hi", conditioning=told, seeds=(1,))], SAMPLING)
+    told = Conditioning(mixture=foreign)
     with pytest.raises(UnsupportedError, match="other weights"):
-        told = Conditioning(mixture=foreign)
         policy.sequence_stats(["hi"], told, [[[5]]], temperature=1.0, change=one.payload)
     request = Request(prompt="hi", conditioning=Conditioning(mixture=one), seeds=(1,))
     with pytest.raises(UnsupportedError, match="experts"):
@@ -222,12 +226,15 @@ def test_what_cannot_be_mixed_is_refused(policy: LocalPolicy) -> None:
 
 def test_sums_of_sums_are_one_sum(policy: LocalPolicy) -> None:
     a, b, c = (expert(policy, s).payload for s in (1, 2, 3))
-    assert summed() is None and summed(None, a, None) is a
+    assert summed() is None
+    assert summed(None, a, None) is a
     nested = summed(summed(a, b), c)
-    assert isinstance(nested, Summed) and nested.parts == (a, b, c)
+    assert isinstance(nested, Summed)
+    assert nested.parts == (a, b, c)
     full = slow(policy, "full")
     assert full is not None
-    assert summed(a, full.payload).whole is full.payload and summed(full.payload, a).added == (a,)
+    assert summed(a, full.payload).whole is full.payload
+    assert summed(full.payload, a).added == (a,)
     with pytest.raises(ValueError, match="no sum"):
         summed(full.payload, full.payload)
     with pytest.raises(ValueError, match="at least two"):

@@ -39,6 +39,7 @@ VERBS: dict[str, str] = {
     "chat": "Talk to the model as it stands.",
     "memory": "An agent's memory: entries, what they are worth, undo of any write.",
     "export": "Write the slow weights as an adapter folder that PEFT loads.",
+    "experts": "A library of experts that runs have trained, for the weights to be mixed from.",
     "report": "Write a run's HTML report.",
     "models": "The models on this machine, and how to use others.",
     "doctor": "What this machine has, how fast it is, and what is missing.",
