@@ -4,6 +4,7 @@ is refused where it does not belong."""
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,29 @@ def test_saved_and_loaded_is_the_same_value(tmp_path: Path) -> None:
     save_retrofit(model.retrofit, tmp_path / "retrofit.safetensors")
     assert open_retrofit(tmp_path / "retrofit.safetensors", model.base_hash) == model.retrofit
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["memory.safetensors"]
+
+
+def test_threads_may_save_to_one_file_at_once(tmp_path: Path) -> None:
+    model = small()
+    memories = [model.write(model.start(), text) for text in TEXTS]
+    file = tmp_path / "memory.safetensors"
+    model.save(memories[0], file)
+
+    def save(n: int) -> bool:
+        model.save(memories[n % 2], file)
+        return model.load(file) in memories
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(save, range(24)))
+    assert [p.name for p in tmp_path.iterdir()] == ["memory.safetensors"]
+
+
+def test_what_is_repeated_without_end_stays_bounded() -> None:
+    model = small(segment=64)
+    memory = model.start()
+    for _ in range(20):
+        memory = model.write(memory, [7] * 200)
+    assert max(float(w.abs().max()) for state in memory.states for w in state.weights) < 10
 
 
 def test_what_belongs_elsewhere_is_refused_by_name() -> None:

@@ -11,11 +11,11 @@ and rolling back is to keep the old one. Outside :meth:`Retrofitted.reading` the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from twoclock.errors import ConfigError, DataError
 from twoclock.models.retrofit.hooks import reading, require_fit
@@ -111,7 +111,8 @@ def open_retrofit(path: str | Path, base_hash: str | None = None) -> Retrofit:
 
 def _save(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, data, path.with_name(f".{path.name}.{os.getpid()}.part"))
+    # A name of its own: threads and processes may save to one file at once.
+    write_atomically(path, data, path.with_name(f".{path.name}.{uuid4().hex}.part"))
 
 
 def _bytes(path: Path) -> bytes:
