@@ -244,6 +244,7 @@ class Session:
             evaluation=parts.evaluation,
             keeping=parts.keeping,
             watch=parts.watch,
+            consolidate=self._consolidate if parts.consolidation.at_phase_ends else None,
             observer=observer,
         )
 
@@ -263,6 +264,11 @@ class Session:
             settings=settings or parts.consolidation,
             progress=progress,
         )
+
+    def _consolidate(self, states: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """What a run does between its phases, where ``[consolidation] at_phase_ends`` is on."""
+        result = self.consolidation(progress=self._progress).by_itself(states)
+        return result.states if result is not None and result.accepted else None
 
     def _drift_meter(self) -> Callable[[Workbench, Conditioning, int], tuple[float, float]]:
         """What the slow gate holds a budget to is what the report shows: the general prompts, without conditioning."""

@@ -9,7 +9,7 @@ from its last committed round to the numbers it would have had.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
@@ -45,7 +45,10 @@ from twoclock.types import (
 )
 from twoclock.watching import Watcher, WatchSettings
 
-__all__ = ["STEPS", "Loop", "StoreSettings", "sampling_problems"]
+__all__ = ["STEPS", "Consolidate", "Loop", "StoreSettings", "sampling_problems"]
+
+Consolidate = Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
+"""The live states, by channel → those after a consolidation; None where nothing was moved."""
 
 STEPS = ("read", "roll out", "grade", "allocate", "propose", "judge", "commit")
 
@@ -90,6 +93,7 @@ class Loop:
         evaluation: EvaluationSettings,
         keeping: StoreSettings | None = None,
         watch: WatchSettings | None = None,
+        consolidate: Consolidate | None = None,
         observer: LoopObserver | None = None,
     ) -> None:
         self.store, self.policy, self.stream = store, policy, stream
@@ -99,6 +103,7 @@ class Loop:
         self.gathering = Gathering(policy, stream, rollouts, sampling, seed)
         self.keeping = keeping or StoreSettings()
         watching = watch or WatchSettings()
+        self._consolidate = consolidate
         self.watcher = Watcher(store, policy, self.channels, stream.tasks, watching, sampling, seed)
         self.observer: LoopObserver = observer or Silent()
         self.refusals = Refusals(store, self.channels)
@@ -172,7 +177,27 @@ class Loop:
             self.restore()
         last = self.stream.num_rounds if until is None else min(until, self.stream.num_rounds)
         for number in range(self.store.head().next_round, last + 1):
+            self._between(number)
             self.round(number)
+        if until is None:
+            self._between(self.stream.num_rounds + 1)
+
+    def _between(self, number: int) -> None:
+        """Before a round that begins another phase, and after the last one: what has proved lasting may move to the
+        weights. Before, and not after, so that a run that was killed in between does it when it is taken up."""
+        over = number > self.stream.num_rounds
+        if self._consolidate is None or number == 1:
+            return
+        if not over and self.stream.phase(number).index == self.stream.phase(number - 1).index:
+            return
+        if self.store.head().next_round != number or any(e.is_by_hand for e in self.store.entries(round=number - 1)):
+            return  # somebody has been there already
+        states = self._consolidate(self.states)
+        if states is not None:
+            self.states = dict(states)
+            # What was counted and kept so far belongs to states that are no longer live.
+            self._rolled_back = None
+            self.watcher.forget()
 
     # ----------------------------------------------------------------------------------------------------- one round
 
@@ -296,7 +321,8 @@ class Loop:
         """What searches have kept, since the last rollback: what came before it belongs to another history. Nobody can
         roll back while this loop holds the run's lock, so it is looked up once."""
         if self._rolled_back is None:
-            self._rolled_back = max((entry.round for entry in self.store.entries(action="rollback")), default=-1)
+            changes = [e.round for e in self.store.entries() if e.action in ("rollback", "consolidate")]
+            self._rolled_back = max(changes, default=-1)
         return self.store.kept_rollouts(task, item_ids, since=max(since, self._rolled_back + 1))
 
     def _plan(self, evidence: Evidence) -> Plan:

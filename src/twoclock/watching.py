@@ -155,6 +155,10 @@ class Watcher:
         self._anchors: dict[tuple[str, int], Any] = {}
         self._spent = Cost()
 
+    def forget(self) -> None:
+        """Ends every watch: states have changed between rounds."""
+        self._open, self._anchors = None, {}
+
     def watched(self, name: str) -> bool:
         """Whether the channel's writes are watched at all."""
         channel = self.channels[name]
@@ -265,10 +269,10 @@ class Watcher:
         if self._open is None:
             self._open = {}
             rounds = self.store.rounds() if self.settings.fast or self.settings.slow else []
-            last = max((e.round for e in self.store.entries(action="rollback") if e.is_by_hand), default=-1)
+            last = max((e.round for e in self.store.entries() if e.is_by_hand), default=-1)
             if (
                 rounds and rounds[-1].round > last
-            ):  # what was counted before a rollback by hand belongs to another history
+            ):  # what was counted before a change between rounds belongs to another history
                 parts: dict[tuple[str, str], dict[str, float]] = {}
                 for name, value in rounds[-1].metrics.items():
                     if name.startswith("watch:"):
