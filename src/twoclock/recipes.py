@@ -1,9 +1,9 @@
 """Recipes: the arms that Fast-Slow Training (arXiv:2605.12484) is compared in, each one line of a configuration.
 
-``recipe = "fst"`` fills in channels, allocator, gates, rollouts and the watch; what the user set himself wins, key by key. Only
-what makes an arm what it is called cannot be set to something else. What an arm does not use is left out even where the
-file configures it, so that one file serves every arm. Filling in again changes nothing: a run records its configuration
-filled in, with the recipe's name in it.
+``recipe = "fst"`` fills in channels, allocator, gates, rollouts and the watch; what the user set himself wins, key by
+key. Only what makes an arm what it is called cannot be set to something else. What an arm does not use is left out
+even where the file configures it, so that one file serves every arm. Filling in again changes nothing: a run records
+its configuration filled in, with the recipe's name in it.
 
 Leaves to the components what the options mean, and whether their values are right.
 """

@@ -535,8 +535,8 @@ class Lesson:
     since: float = 0.0
     """The round it was written in, where the state knows it."""
     says: Conditioning | None = None
-    """The part of a conditioning that is this lesson's, where it is the same for every item: what its rollouts are known
-    by in the ledger. Entries of memory are known by their ids in ``recalled``, shifts by their names."""
+    """The part of a conditioning that is this lesson's, where it is the same for every item: what its rollouts are
+    known by in the ledger. Entries of memory are known by their ids in ``recalled``, shifts by their names."""
 
 
 @dataclass(frozen=True, kw_only=True)

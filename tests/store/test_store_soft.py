@@ -33,7 +33,8 @@ def run_under(path: Path, told: Conditioning) -> RunStore:
 def test_plain_and_back_keeps_the_id() -> None:
     again = soft_of(json.loads(json.dumps(plain_soft(SOFT))))
     assert again == SOFT
-    assert again is not None and again.payload is None
+    assert again is not None
+    assert again.payload is None
     assert soft_of(plain_soft(None)) is None
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -142,7 +142,7 @@ class Companions:
         key = other.base_hash, mapped
         if key not in self._maps:
             names = self.policy.card.name, other.card.name
-            rows = [int(head_module(p.model).weight.shape[0]) for p in (self.policy, other)]  # type: ignore[arg-type]
+            rows = [_head_rows(p.model) for p in (self.policy, other)]
             make = map_vocabulary if mapped else same_vocabulary
             self._maps[key] = make(self.policy.tokenizer, other.tokenizer, rows[0], rows[1], names)
         return self._maps[key]
@@ -215,3 +215,9 @@ def _sum(one: Schedule, other: Sequence[float], sign: float) -> Schedule:
     while len(total) > 1 and total[-1] == total[-2]:
         del total[-1]
     return tuple(total)
+
+
+def _head_rows(model: Any) -> int:
+    """How many tokens the output layer tells apart, those of a padded vocabulary included."""
+    head: Any = head_module(model)
+    return int(head.weight.shape[0])

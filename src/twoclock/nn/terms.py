@@ -7,7 +7,7 @@ Legend: I in, O out, R rank, N rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -71,10 +71,10 @@ def mounted_terms(
             handle.remove()
 
 
-def _adder(terms: Sequence[tuple[Place, Term]]):  # type: ignore[no-untyped-def]
+def _adder(terms: Sequence[tuple[Place, Term]]) -> Callable[..., torch.Tensor]:
     def add(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         if terms[0][0] is None:
-            for _, term in terms:
+            for _place, term in terms:
                 output = added(output, args[0], term)
             return output
         output = output.clone()
