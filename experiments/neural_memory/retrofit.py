@@ -46,7 +46,7 @@ def say(text: str) -> None:
     print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
-def trained(loaded: Any, seed: int, steps: int, lessons: int) -> tuple[Retrofitted, dict[str, Any]]:
+def trained(loaded: Any, seed: int, settings: TrainSettings) -> tuple[Retrofitted, dict[str, Any]]:
     """The retrofitted model and its training's history; goes on where it was left."""
     spec = RetrofitSpec(
         base=loaded.base_hash,
@@ -54,20 +54,25 @@ def trained(loaded: Any, seed: int, steps: int, lessons: int) -> tuple[Retrofitt
         layers=(LAYER,),
         memory=MemorySpec(heads=1, width=WIDTH, **MEMORY),
     )
-    file, log = (HERE / "runs" / f"retrofit-seed{seed}.{end}" for end in ("safetensors", "json"))
+    name = f"retrofit-{run_name(settings)}"
+    file, log = (HERE / "runs" / f"{name}.{end}" for end in ("safetensors", "json"))
     if not (file.exists() and log.exists()):
         retrofit, history = train_retrofit(
             loaded.model,
             loaded.tokenizer,
             init_retrofit(spec, seed),
-            TrainSettings(steps=steps, lessons=lessons, seed=seed),
-            checkpoint=HERE / "runs" / f"retrofit-seed{seed}.pt",
+            settings,
+            checkpoint=HERE / "runs" / f"{name}.pt",
             progress=say,
         )
         save_retrofit(retrofit, file)
         log.write_text(json.dumps(history))
     parts = open_retrofit(file, loaded.base_hash)
     return Retrofitted(loaded.model, loaded.tokenizer, parts, base_hash=loaded.base_hash), json.loads(log.read_text())
+
+
+def run_name(settings: TrainSettings) -> str:
+    return f"seed{settings.seed}-steps{settings.steps}-hush{settings.hush:g}"
 
 
 # ------------------------------------------------------------------------------------------------------------- testing
@@ -217,11 +222,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--lessons", type=int, default=128)
+    parser.add_argument("--hush", type=float, default=1.0, help="0: answers to what was never told are not held down")
     parser.add_argument("--model", default="packaged")
     parser.add_argument("--train", action="store_true", help="train only")
     options = parser.parse_args()
     loaded = load_model(options.model, dtype="bfloat16")
-    model, history = trained(loaded, options.seed, options.steps, options.lessons)
+    settings = TrainSettings(steps=options.steps, lessons=options.lessons, seed=options.seed, hush=options.hush)
+    model, history = trained(loaded, options.seed, settings)
     if options.train:
         return
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -235,12 +242,14 @@ def main() -> None:
         "layer": LAYER,
         "trained_steps": history["step"],
         "trained_s": round(history["seconds"], 1),
-        "final_loss_nats_a_token": round(statistics.mean(x for _, x, _ in history["losses"][-20:]), 4),
-        "command": f"python experiments/neural_memory/retrofit.py --seed {options.seed}",
+        "final_loss_nats_a_token": round(statistics.mean(x for _, x, *_ in history["losses"][-20:]), 4),
+        "lessons": options.lessons,
+        "command": f"python experiments/neural_memory/retrofit.py --seed {options.seed} --steps {options.steps} "
+        f"--lessons {options.lessons} --hush {options.hush:g}",
     }
     for name, cell in cells.items():
         result = told | {"cell": name, "result": cell()}
-        (RESULTS / f"seed{options.seed}-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        (RESULTS / f"{run_name(settings)}-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
         say(f"{name}: {json.dumps(result['result'])}")
 
 

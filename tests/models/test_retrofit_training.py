@@ -122,12 +122,12 @@ def test_measured_keys_are_white_and_values_turn_back() -> None:
 def test_only_the_memory_is_trained_and_the_loss_falls(tmp_path: Path) -> None:
     model = model_of(layers=(1,))
     before = bits(model.model)
-    settings = replace(SETTINGS, steps=30, learning_rate=5e-3, quiet=0.0, lessons=2)
+    settings = replace(SETTINGS, steps=30, learning_rate=5e-3, quiet=0.0, hush=0.0, lessons=2)
     said: list[str] = []
     retrofit, history = train_retrofit(
         model.model, model.tokenizer, model.retrofit, settings, start=False, progress=said.append
     )
-    losses = [loss for _, loss, _ in history["losses"]]
+    losses = [loss for _, loss, *_ in history["losses"]]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     assert retrofit.id != model.retrofit.id
     assert bits(model.model) == before
@@ -184,8 +184,8 @@ def test_another_seed_trains_another_memory() -> None:
 
 def test_settings_that_make_no_sense_tell_all_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        TrainSettings(steps=0, lessons=3, questions=9, learning_rate=math.nan, quiet=-1.0)
-    assert len(caught.value.problems) == 5
+        TrainSettings(steps=0, lessons=3, questions=9, learning_rate=math.nan, quiet=-1.0, hush=math.inf)
+    assert len(caught.value.problems) == 6
 
 
 def test_a_loss_that_is_no_number_ends_it_before_a_step() -> None:

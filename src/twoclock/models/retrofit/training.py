@@ -1,9 +1,11 @@
 """Trains the projections of a retrofitted memory, and only those: facts are written from a text that is then out of
 sight, and asked for.
 
-    loss = -mean log p(answer | question, memory) + quiet · mean ‖read‖² / ‖h‖²  on texts of other readers
+    loss = - mean log p(answer | question, memory)
+           + quiet · mean ‖read‖² / ‖h‖²  on texts of other readers
+           + hush · mean ‖read‖² / ‖h‖²  where other readers' questions are answered
 
-The second term keeps a memory silent where it has nothing to say. The base is frozen. A run may be killed at any time
+The last two keep a memory silent where it has nothing to say; the third, about people that it was never told of. The base is frozen. A run may be killed at any time
 and goes on from its last checkpoint to the same numbers.
 """
 
@@ -49,6 +51,8 @@ class TrainSettings:
     learning_rate: float = 1e-3
     warmup: int = 20
     quiet: float = 0.5
+    hush: float = 1.0
+    """0: a memory may answer what it was never told, and does so over what stands in sight."""
     clip: float = 1.0
     """The gradient's norm."""
     seed: int = 0
@@ -67,8 +71,9 @@ class TrainSettings:
         for name in ("learning_rate", "clip"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 problems.append(f"{name} = {getattr(self, name)}: expected a number above 0")
-        if not (math.isfinite(self.quiet) and self.quiet >= 0):
-            problems.append(f"quiet = {self.quiet}: expected a number from 0 on")
+        for name in ("quiet", "hush"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                problems.append(f"{name} = {getattr(self, name)}: expected a number from 0 on")
         if problems:
             raise ConfigError(problems)
 
@@ -83,9 +88,10 @@ def train_retrofit(
     start: bool = True,
     progress: Progress | None = None,
 ) -> tuple[Retrofit, dict[str, Any]]:
-    """The trained retrofit, and its history: ``losses`` [step, loss of the answers in nats a token, quiet term] and
-    ``seconds``. ``start``: begin from :func:`measured` projections instead of the random ones that are given. Goes on
-    from ``checkpoint`` where it is one of the same run. Raises NumericsError where the loss is NaN or infinite."""
+    """The trained retrofit, and its history: ``losses`` [step, loss of the answers in nats a token, quiet term, hush
+    term] and ``seconds``. ``start``: begin from :func:`measured` projections instead of the random ones that are given.
+    Goes on from ``checkpoint`` where it is one of the same run. Raises NumericsError where the loss is NaN or
+    infinite."""
     with _frozen(model):
         return _trained(model, tokenizer, retrofit, settings, checkpoint, start, progress or (lambda text: None))
 
@@ -134,18 +140,20 @@ def _trained(
     for step in range(history["step"], settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * _schedule(step, settings)
-        answers, quiet = _losses(model, Retrofit.from_flat(retrofit.spec, named), _drawn(told, settings, step), entered)
+        answers, quiet, hush = _losses(
+            model, Retrofit.from_flat(retrofit.spec, named), _drawn(told, settings, step), entered
+        )
         optimizer.zero_grad()
-        (answers + settings.quiet * quiet).backward()  # type: ignore[no-untyped-call]
+        (answers + settings.quiet * quiet + settings.hush * hush).backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(list(named.values()), settings.clip)
         if not (math.isfinite(float(answers.detach())) and math.isfinite(float(norm))):
             raise NumericsError(f"the loss or its gradient is NaN or infinite at step {step}; lower learning_rate")
         optimizer.step()
         now = time.monotonic()
-        history["losses"].append([step + 1, round(float(answers.detach()), 4), round(float(quiet.detach()), 4)])
+        history["losses"].append([step + 1, *(round(float(t.detach()), 4) for t in (answers, quiet, hush))])
         history |= {"step": step + 1, "seconds": spent + now - began}
         if (step + 1) % 10 == 0:
-            recent = [loss for _, loss, _ in history["losses"][-20:]]
+            recent = [loss for _, loss, *_ in history["losses"][-20:]]
             left = history["seconds"] / (step + 1) * (settings.steps - step - 1)
             say(f"step {step + 1} of {settings.steps}: {sum(recent) / len(recent):.3f} nats a token, {left:.0f} s left")
         if checkpoint is not None and (now - last > settings.checkpoint_s or step + 1 == settings.steps):
@@ -182,12 +190,20 @@ def _drawn(told: Sequence[Told], settings: TrainSettings, step: int) -> Batch:
     return batch_of([told[i] for i in some], [rng.sample(range(settings.facts), settings.questions) for _ in some])
 
 
-def _losses(model: Any, retrofit: Retrofit, batch: Batch, entered: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _losses(model: Any, retrofit: Retrofit, batch: Batch, entered: bool) -> tuple[torch.Tensor, ...]:
     states = states_after(retrofit, batch)
     rows = tuple(state.take(batch.owners) for state in states)
     logits = answer_logits(model, retrofit, rows, batch, entered=entered)
     answers = torch.nn.functional.cross_entropy(logits, batch.targets.to(logits.device))
-    return answers, _quiet(retrofit, states, batch)
+    return answers, _quiet(retrofit, states, batch), _hush(retrofit, states, batch)
+
+
+def _hush(retrofit: Retrofit, states: Sequence[MemoryState], batch: Batch) -> torch.Tensor:
+    """How loud the first memory is where another reader's question is answered, against the hidden states."""
+    others = (batch.owners + 1) % len(batch.mask)
+    said = read_layer(retrofit.layers[0], states[0].take(others), batch.asked).float().square().sum(-1)
+    loud = batch.asked.float().square().sum(-1).clamp(min=1e-6)
+    return (said / loud).flatten()[batch.rows.to(said.device)].mean()
 
 
 def _quiet(retrofit: Retrofit, states: Sequence[MemoryState], batch: Batch) -> torch.Tensor:
