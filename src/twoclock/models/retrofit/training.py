@@ -5,8 +5,8 @@ sight, and asked for.
            + quiet · mean ‖read‖² / ‖h‖²  on texts of other readers
            + hush · mean ‖read‖² / ‖h‖²  where other readers' questions are answered
 
-The last two keep a memory silent where it has nothing to say; the third, about people that it was never told of. The base is frozen. A run may be killed at any time
-and goes on from its last checkpoint to the same numbers.
+The last two keep a memory silent where it has nothing to say; the third, about people that it was never told of. The
+base is frozen. A run may be killed at any time and goes on from its last checkpoint to the same numbers.
 """
 
 from __future__ import annotations
