@@ -64,7 +64,7 @@ class ExpertCard:
     drift: Mapping[str, Any] = field(default_factory=dict)
     """KL in nats a token on the general prompts: ``live_base``, ``base_live`` and the ``round`` of the measurement."""
     run: str = ""
-    """The name of the run that it came from."""
+    """The name of the folder of the run that it came from."""
     round: int = 0
     step: int = 0
 
@@ -163,7 +163,7 @@ def add_expert(
             base_name=str(environment.get("model", "")),
             scores=_scores(store, snapshot.round),
             drift=_drift(store, snapshot.round),
-            run=str(store.config.get("run", {}).get("name", "")) or Path(run).resolve().name,
+            run=Path(run).resolve().name,
             round=snapshot.round,
         )
 
