@@ -200,13 +200,27 @@ def test_other_models_as_sides(policy: Any, sampling: Sampling) -> None:
     assert_oracle(policy, asked([shift], delta=lora(policy, 3), seeds=2), sampling)
 
 
-def test_models_whose_attention_is_their_own(policy: Any) -> None:
-    bloom = make_policy("bloom")
-    assert not bloom.shared
-    shift = Shift(expert=lora(bloom, 1), anti=None, alpha=0.5)
-    assert_oracle(bloom, asked([shift], seeds=2), SAMPLINGS["sampled"])
-    beside = Shift(expert=policy.steering.companions.add(bloom), anti=None, alpha=0.5)
+@pytest.mark.parametrize("kind", ["bloom", "gptj"])
+def test_models_whose_attention_is_their_own(policy: Any, kind: str) -> None:
+    """As the base and beside one; more rows than places, rows that end early, prompts of all lengths."""
+    own = make_policy(kind, max_rows=9)
+    assert not own.shared
+    own._ends = frozenset(range(0, 300, 5))
+    shift = Shift(expert=lora(own, 1), anti=lora(own, 2), alpha=0.5)
+    found = assert_oracle(own, asked([shift], seeds=3), Sampling(max_new_tokens=8))
+    assert len({len(c.tokens) for row in found for c in row}) > 2
+    beside = Shift(expert=policy.steering.companions.add(own), anti=None, alpha=0.5)
     assert_oracle(policy, asked([beside], seeds=1), SAMPLINGS["greedy"])
+
+
+def test_models_whose_attention_is_their_own_read_each_token_once() -> None:
+    own = make_policy("gptj")
+    widths: list[int] = []
+    shift = Shift(expert=lora(own, 1), anti=None, alpha=0.5)
+    handle = own.model.get_input_embeddings().register_forward_hook(lambda _, args, __: widths.append(args[0].shape[1]))
+    own.sample(asked([shift], seeds=2), Sampling(max_new_tokens=6))
+    handle.remove()
+    assert sum(width > 1 for width in widths) == 2  # the prompts, once a voice
 
 
 @modes

@@ -26,7 +26,7 @@ import torch
 from twoclock.errors import ConfigError, UnsupportedError
 from twoclock.hashing import content_hash
 from twoclock.models.endpoint import Endpoint, RequestError
-from twoclock.models.proxy_processor import SideCache
+from twoclock.models.side_cache import SideCache
 from twoclock.models.voices import Companions
 from twoclock.nn.proxy import Difference, normalized, shifted
 from twoclock.nn.proxy_topk import Choice, choose
@@ -278,7 +278,7 @@ class RemoteProxyPolicy:
         policy = self.companions.of(side)
         key = side.weights, side.delta.id if side.delta else ""
         if key not in talk.caches:
-            talk.caches[key] = SideCache(policy.model, policy._payload(side.delta))
+            talk.caches[key] = SideCache(policy.model, policy._payload(side.delta), policy._forcing.mount)
         logits = talk.caches[key].logits([talk.side_prompts[side.weights] + tuple(talk.tokens)])
         width = len(known)
         logits = torch.nn.functional.pad(logits[:, :width], (0, max(0, width - logits.shape[-1])))

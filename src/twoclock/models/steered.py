@@ -20,6 +20,7 @@ import torch
 
 from twoclock.models.engine import STEM_TOKENS, Draft, Mounted, Prompted, shared_prefixes
 from twoclock.models.shared_attention import forward
+from twoclock.models.steered_cached import CachedStack
 from twoclock.models.views import DecodeView, PrefillView, PrefixKV, Shared, Slots
 from twoclock.models.voices import Recipe
 from twoclock.nn.proxy import Difference, aligned, alphas_at, mixed, normalized, shifted
@@ -277,7 +278,10 @@ class _Steering:
         widest = max(len(voices) for _, voices in groups)
         self.places = min(max(1, max_rows // widest), len(waiting))
         self.stacks = [
-            _Stack(policy, [recipe.voices[v].delta for v in voices], voices, self.places) for policy, voices in groups
+            (_Stack if policy.shared else CachedStack)(
+                policy, [recipe.voices[v].delta for v in voices], voices, self.places
+            )
+            for policy, voices in groups
         ]
         for stack in self.stacks:
             if sum(other.policy is stack.policy for other in self.stacks) == 1:
@@ -360,7 +364,7 @@ def _together(recipe: Recipe) -> list[tuple[LocalPolicy, list[int]]]:
     shared: dict[str, list[int]] = {}
     alone: list[list[int]] = []
     for i, voice in enumerate(recipe.voices):
-        if voice.policy._has_rows(voice.delta):
+        if voice.policy.shared and voice.policy._has_rows(voice.delta):
             shared.setdefault(voice.policy.base_hash, []).append(i)
         else:
             alone.append([i])

@@ -1,5 +1,5 @@
 """Decoding under shifts the obviously right way: every voice reads the whole sequence anew for each token, by its own
-forward pass. The oracle of the tests, and the path for models whose attention cannot be shared."""
+forward pass. The oracle of the tests."""
 
 from __future__ import annotations
 

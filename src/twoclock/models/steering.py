@@ -15,7 +15,6 @@ import torch
 
 from twoclock.models.engine import Draft
 from twoclock.models.steered import Job, generate_steered
-from twoclock.models.steered_plain import plain_steered
 from twoclock.models.steered_scoring import (
     Predictions,
     chosen_under,
@@ -85,9 +84,7 @@ class Steering:
 
     def _decoded(self, jobs: Sequence[Job], sampling: Sampling) -> list[list[Draft]]:
         policy, stopped = self.policy, self.policy._stopper(sampling.stop)
-        if all(voice.policy.shared for voice in jobs[0].recipe.voices):
-            return generate_steered(jobs, policy._ends, sampling, policy._engine.max_rows, stopped)
-        return [[plain_steered(job, seed, sampling, policy._ends, stopped) for seed in job.seeds] for job in jobs]
+        return generate_steered(jobs, policy._ends, sampling, policy._engine.max_rows, stopped)
 
     def _job(self, request: Request, recipe: Recipe) -> Job:
         policies = {voice.policy.base_hash: voice.policy for voice in recipe.voices} | {
