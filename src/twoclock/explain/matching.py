@@ -1,7 +1,7 @@
 """Which lessons a recorded conditioning has, and what it says beside them.
 
-A conditioning is taken apart into *features*: the ids of recalled entries, the shifts, and the longest prompt of each
-channel that it contains. What none of them accounts for is a feature too, of nobody: two conditionings say the same but
+A conditioning is taken apart into *features*: the ids of recalled entries, the shifts, the experts mixed in, and the
+longest prompt of each channel that it contains. What none of them accounts for is a feature too, of nobody: two conditionings say the same but
 for a lesson exactly where their features are equal but for the lesson's.
 """
 
@@ -49,6 +49,9 @@ class Matcher:
 
     def __init__(self, lessons: Collection[Lesson]) -> None:
         self._by_id = {lesson.id: key_of(lesson) for lesson in lessons if lesson.says is None}
+        self._mixtures = {
+            lesson.says.mixture.id: key_of(lesson) for lesson in lessons if lesson.says and lesson.says.mixture
+        }
         self._prompts: dict[str, list[tuple[Lesson, Conditioning]]] = {}
         for lesson in lessons:
             if lesson.says is not None and _size(lesson.says):
@@ -62,6 +65,8 @@ class Matcher:
         for shift in told["shifts"]:
             # Another amount of one shift is another thing said, and the same lesson.
             owners["shift", content_hash(shift)] = self._by_id.get(shift["name"])
+        if mixture := told.get("mixture"):
+            owners["mixture", mixture] = self._mixtures.get(mixture)
         turns = [tuple(turn) for turn in told["exemplars"]]
         system, left = told["system"], set(range(len(turns)))
         for prompts in self._prompts.values():
