@@ -1,8 +1,8 @@
 """Which lessons a recorded conditioning has, and what it says beside them.
 
 A conditioning is taken apart into *features*: the ids of recalled entries, the shifts, the experts mixed in, and the
-longest prompt of each channel that it contains. What none of them accounts for is a feature too, of nobody: two conditionings say the same but
-for a lesson exactly where their features are equal but for the lesson's.
+longest prompt of each channel that it contains. What none of them accounts for is a feature too, of nobody: two
+conditionings say the same but for a lesson exactly where their features are equal but for the lesson's.
 """
 
 from __future__ import annotations
