@@ -115,9 +115,15 @@ class MissingExtraError(TwoclockError, ImportError):
         return cls(f"{purpose} needs the package '{package}'; type: pip install 'twoclock[{extra}]'")
 
 
+MUCH_LESS = 0.2
+"""A difference of difflib's ratios."""
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The known names most like ``name``, best first."""
-    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    """The known names most like ``name``, best first; beside one that is nearly it, those far less like it are none."""
+    close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    alike = [difflib.SequenceMatcher(None, name, other).ratio() for other in close]
+    return [other for other, ratio in zip(close, alike, strict=True) if ratio >= alike[0] - MUCH_LESS]
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
