@@ -33,7 +33,6 @@ ARMS: dict[str, str] = {
 }
 RATES = {"svf": 2e-2, "svf_all": 2e-2, "lora1": 1e-3, "lora8": 1e-3, "lora16": 1e-3, "full": 1e-5}
 OOD_ITEMS = 96
-SPLITS = ("template", "distractor", "n+1", "n-1", "rule")
 
 
 def config_for(task: str, arm: str, seed: int, rate: float) -> Any:
@@ -142,8 +141,12 @@ def _ood(path: Path, task: str) -> dict[str, Any] | None:
     except ConfigError as error:
         print(f"no variants: {error}")
         return None
-    report = found["results"]["ood"]
-    return {"report": report}
+    report = found["results"]["ood"]["tasks"].get(task, {}).get("report")
+    if report is None:
+        return None
+    figures = ("base", "live", "change", "did", "transfer")
+    splits = {name: {f: split["figures"].get(f) for f in figures} for name, split in report["splits"].items()}
+    return {"verdict": report["verdict"], "splits": splits}
 
 
 def _rounded(value: Any) -> Any:

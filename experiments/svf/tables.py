@@ -53,11 +53,7 @@ def drift(row: Row) -> float:
 
 def carried(row: Row) -> float | None:
     """Gain on the variants over gain on the task, from the OOD probe; None where there is none to speak of."""
-    report = (row.get("ood") or {}).get("report")
-    if not report:
-        return None
-    (task,) = report.values() if row["task"] not in report else (report[row["task"]],)
-    splits = task.get("splits", {})
+    splits = (row.get("ood") or {}).get("splits", {})
     own = splits.get("id", {}).get("change", {}).get("estimate")
     others = [s["change"]["estimate"] for n, s in splits.items() if n not in ("id", "seen") and s.get("change")]
     if not own or own <= 0.05 or not others:
